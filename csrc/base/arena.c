@@ -1,0 +1,27 @@
+#include "base/arena.h"
+
+#include <sys/mman.h>
+
+enum { ALIGN = 64, HUGE_PAGE = 2 << 20 };
+
+RkTensor rk_arena_take(RkArena *a, int dtype, const int32_t d[4]) {
+    RkTensor t = {NULL, dtype, {d[0], d[1], d[2], d[3]}};
+    size_t bytes = (rk_numel(t) * rk_dtype_size(dtype) + ALIGN - 1) & ~(size_t)(ALIGN - 1);
+    if (a->base && a->used + bytes <= a->capacity) t.p = a->base + a->used;
+    a->used += bytes;
+    return t;
+}
+
+void *rk_pages_alloc(size_t bytes) {
+    if (!bytes) bytes = ALIGN;
+    void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (p == MAP_FAILED) return NULL;
+#ifdef MADV_HUGEPAGE
+    if (bytes >= HUGE_PAGE) madvise(p, bytes, MADV_HUGEPAGE);
+#endif
+    return p;
+}
+
+void rk_pages_free(void *p, size_t bytes) {
+    if (p) munmap(p, bytes ? bytes : ALIGN);
+}
