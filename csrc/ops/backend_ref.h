@@ -1,0 +1,33 @@
+/* backend_ref.h - the reference backend: every op in plain loops, exactly as its header defines it.
+ *
+ * This is the definition. Compiled for double it is the oracle of the tests; compiled for float it is a slow fallback
+ * a user can choose (backend="ref") when a run looks wrong. It favours the textbook over speed: no SIMD, no blocking;
+ * threads only over independent rows. Included once per element type by backend_ref_f32.c and backend_ref_f64.c,
+ * which define `real` and the table's name. */
+#include <math.h>
+#include <string.h>
+
+#include "base/parallel.h"
+#include "ops/ops.h"
+
+/* The elements of a tensor argument. */
+#define P(t) ((real *)(t).p)
+
+static inline real sigmoid(real x) { return 1 / (1 + (real)exp(-x)); }
+
+#include "ops/embed/embed_ref.h"
+#include "ops/ffn/relu2_ref.h"
+#include "ops/gate/key_prep_ref.h"
+#include "ops/gate/out_gate_ref.h"
+#include "ops/gate/value_residual_ref.h"
+#include "ops/linear/linear_ref.h"
+#include "ops/linear/lowrank_ref.h"
+#include "ops/loss/xent_ref.h"
+#include "ops/norm/add_ref.h"
+#include "ops/norm/layernorm_ref.h"
+#include "ops/optim/adamw_ref.h"
+#include "ops/optim/sumsq_ref.h"
+#include "ops/shift/shift_lerp_ref.h"
+#include "ops/wkv/wkv7_ref.h"
+
+static size_t scratch_bytes(int head_size) { return RK_WKV7_REF_SCRATCH(head_size); }

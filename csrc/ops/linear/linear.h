@@ -1,0 +1,11 @@
+/* linear.h - y = x w^T, w stored (out, in) as in checkpoints.
+ * Backward, in this order: dw += dy^T x, then dx = dy w (written; may be x). Either is skipped when absent. */
+#ifndef RK_OPS_LINEAR_H
+#define RK_OPS_LINEAR_H
+
+#define RK_LINEAR_FIELDS(T, T6, I, F, IDS)                       \
+    T(x) /* (R,K) */ T(w) /* (M,K) */ T(y) /* (R,M) */           \
+    T(dy) /* (R,M) */ T(dx) /* (R,K) opt */ T(dw) /* (M,K) opt */
+RK_ARGS_STRUCT(RkLinear, RK_LINEAR_FIELDS)
+
+#endif

@@ -1,0 +1,71 @@
+#include "ops/ops.h"
+
+#include <string.h>
+
+#define FIELD_T(f) {#f, RK_FIELD_T, offsetof(OP, f)},
+#define FIELD_T6(f) {#f, RK_FIELD_T6, offsetof(OP, f)},
+#define FIELD_I(f) {#f, RK_FIELD_I, offsetof(OP, f)},
+#define FIELD_F(f) {#f, RK_FIELD_F, offsetof(OP, f)},
+#define FIELD_IDS(f) {#f, RK_FIELD_IDS, offsetof(OP, f)},
+#define ROWS(FIELDS) {FIELDS(FIELD_T, FIELD_T6, FIELD_I, FIELD_F, FIELD_IDS)}
+
+#define OP RkEmbed
+static const RkField embed_fields[] = ROWS(RK_EMBED_FIELDS);
+#undef OP
+#define OP RkAdd
+static const RkField add_fields[] = ROWS(RK_ADD_FIELDS);
+#undef OP
+#define OP RkLayerNorm
+static const RkField layernorm_fields[] = ROWS(RK_LAYERNORM_FIELDS);
+#undef OP
+#define OP RkLinear
+static const RkField linear_fields[] = ROWS(RK_LINEAR_FIELDS);
+#undef OP
+#define OP RkLowrank
+static const RkField lowrank_fields[] = ROWS(RK_LOWRANK_FIELDS);
+#undef OP
+#define OP RkShiftLerp
+static const RkField shift_lerp_fields[] = ROWS(RK_SHIFT_LERP_FIELDS);
+#undef OP
+#define OP RkValueResidual
+static const RkField value_residual_fields[] = ROWS(RK_VALUE_RESIDUAL_FIELDS);
+#undef OP
+#define OP RkKeyPrep
+static const RkField key_prep_fields[] = ROWS(RK_KEY_PREP_FIELDS);
+#undef OP
+#define OP RkOutGate
+static const RkField out_gate_fields[] = ROWS(RK_OUT_GATE_FIELDS);
+#undef OP
+#define OP RkWkv7
+static const RkField wkv7_fields[] = ROWS(RK_WKV7_FIELDS);
+#undef OP
+#define OP RkRelu2
+static const RkField relu2_fields[] = ROWS(RK_RELU2_FIELDS);
+#undef OP
+#define OP RkXent
+static const RkField xent_fields[] = ROWS(RK_XENT_FIELDS);
+#undef OP
+#define OP RkAdamW
+static const RkField adamw_fields[] = ROWS(RK_ADAMW_FIELDS);
+#undef OP
+#define OP RkSumsq
+static const RkField sumsq_fields[] = ROWS(RK_SUMSQ_FIELDS);
+#undef OP
+
+const RkOpInfo rk_op_info[] = {
+#define X(op, Args, FIELDS)                                                                            \
+    {#op, sizeof(Args), op##_fields, (int)(sizeof op##_fields / sizeof *op##_fields),                  \
+     offsetof(RkBackend, op##_fwd), offsetof(RkBackend, op##_bwd)},
+    RK_OPS(X)
+#undef X
+};
+const int rk_op_count = (int)(sizeof rk_op_info / sizeof *rk_op_info);
+
+static const RkBackend *const backends[] = {&rk_backend_cpu, &rk_backend_ref_f32, &rk_backend_ref_f64};
+
+const RkBackend *rk_backend_find(const char *name) {
+    for (size_t i = 0; i < sizeof backends / sizeof *backends; i++)
+        if (!strcmp(backends[i]->name, name)) return backends[i];
+    rk_fail(RK_EINVAL, "backend '%s' does not exist; choose cpu, ref or ref64", name);
+    return NULL;
+}
