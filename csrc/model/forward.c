@@ -1,0 +1,146 @@
+#include <string.h>
+
+#include "model/model.h"
+
+static const double LN_EPS = 1e-5; /* of every layer norm */
+static const RkTensor absent[RK_MAX_ROWS]; /* a table whose tensors are all absent */
+
+RkLayerNorm rk_norm_call(RkModel *m, int param, RkTensor x, RkTensor y, RkTensor stats) {
+    const RkParam *p = &m->man.param[param]; /* weight, then bias */
+    return (RkLayerNorm){.x = x, .w = p[0].value, .b = p[1].value, .y = y, .stats = stats, .dw = p[0].grad,
+                         .db = p[1].grad, .eps = LN_EPS};
+}
+
+/* A mixer's call, bound to this layer's tensors; valid until the next one is bound. */
+RkCall rk_block_call(RkModel *m, int layer, int channel_mix, const RkState *before, RkState *after) {
+    RkWork *w = &m->work;
+    const RkBlockConfig *config = &m->cfg.block[layer];
+    const RkMixer *mixer = channel_mix ? config->channel_mix : config->time_mix;
+    const RkParam *p = &m->man.param[channel_mix ? m->man.layer[layer].channel_mix : m->man.layer[layer].time_mix];
+    for (int i = 0; i < mixer->n_par; i++) {
+        int here = !(mixer->par[i].flags & P_INIT_STATE) || m->cfg.time_state;
+        w->par[i] = here ? p[i].value : absent[0];
+        w->grad[i] = here ? p[i].grad : absent[0];
+    }
+    const RkTensor *state = channel_mix ? before->channel_mix[layer] : before->time_mix[layer];
+    const RkTensor *state_out = !after ? absent : channel_mix ? after->channel_mix[layer] : after->time_mix[layer];
+    return (RkCall){.be = m->be, .dims = rk_config_dims(&m->cfg, layer, w->size.B, w->size.T), .layer = layer,
+                    .training = w->size.training, .par = w->par, .grad = w->grad,
+                    .act = w->block[layer].act[channel_mix], .tmp = w->block[layer].tmp[channel_mix],
+                    .state = state, .state_out = state_out, .dstate = absent, .dstate_out = absent,
+                    .x = w->xn, .y = w->y, .carry = &w->carry};
+}
+
+/* x -> mid = x + time_mix(ln1(x)) -> next block's x = mid + channel_mix(ln2(mid)) */
+int rk_block_forward(RkModel *m, int layer, const RkState *before, RkState *after) {
+    const RkBackend *be = m->be;
+    RkWork *w = &m->work;
+    RkBlockWork *b = &w->block[layer];
+    const RkLayerParams *p = &m->man.layer[layer];
+    RkTensor out = layer + 1 < m->cfg.L ? w->block[layer + 1].x : w->x_out;
+    for (int half = 0; half < 2; half++) {
+        RkTensor in = half ? b->mid : b->x;
+        RkLayerNorm norm = rk_norm_call(m, half ? p->ln2 : p->ln1, in, w->xn, half ? b->stats2 : b->stats1);
+        RK_TRY(be->layernorm_fwd(&norm));
+        RkCall call = rk_block_call(m, layer, half, before, after);
+        RK_TRY((half ? m->cfg.block[layer].channel_mix : m->cfg.block[layer].time_mix)->fwd(&call));
+        RkAdd add = {.a = in, .b = w->y, .y = half ? out : b->mid};
+        RK_TRY(be->add_fwd(&add));
+    }
+    return RK_OK;
+}
+
+int rk_blocks_forward(RkModel *m, const RkState *before, RkState *after) {
+    for (int l = 0; l < m->cfg.L; l++) RK_TRY(rk_block_forward(m, l, before, after));
+    return RK_OK;
+}
+
+static int embed(RkModel *m, const int32_t *ids) {
+    RkWork *w = &m->work;
+    RkEmbed e = {.ids = ids, .w = m->man.param[m->man.emb].value, .y = w->emb};
+    RK_TRY(m->be->embed_fwd(&e));
+    if (m->man.ln0 < 0) return RK_OK;
+    RkLayerNorm norm = rk_norm_call(m, m->man.ln0, w->emb, w->block[0].x, w->stats0);
+    return m->be->layernorm_fwd(&norm);
+}
+
+int rk_check_ids(const RkModel *m, const RkForward *f) {
+    size_t R = (size_t)f->B * (size_t)f->T;
+    RK_CHECK(f->B >= 1 && f->T >= 1, "ids must hold at least one token, not shape (%d, %d)", f->B, f->T);
+    for (size_t i = 0; i < R; i++) {
+        RK_CHECK(f->ids[i] >= 0 && f->ids[i] < m->cfg.V, "ids[%zu, %zu] is %d; vocab_size %d allows 0 to %d",
+                 i / (size_t)f->T, i % (size_t)f->T, f->ids[i], m->cfg.V, m->cfg.V - 1);
+        RK_CHECK(!f->targets || f->targets[i] == RK_IGNORE || (f->targets[i] >= 0 && f->targets[i] < m->cfg.V),
+                 "targets[%zu, %zu] is %d; vocab_size %d allows 0 to %d, and -100 to ignore",
+                 i / (size_t)f->T, i % (size_t)f->T, f->targets[i], m->cfg.V, m->cfg.V - 1);
+    }
+    return RK_OK;
+}
+
+/* The rows of sequence b, tokens [t0, t0 + n), gathered for all b: a piece of ids or targets. */
+static void gather(const int32_t *from, int32_t *to, const RkForward *f, int t0, int n) {
+    for (int b = 0; b < f->B; b++)
+        memcpy(to + (size_t)b * (size_t)n, from + (size_t)b * (size_t)f->T + t0, (size_t)n * sizeof *to);
+}
+
+enum { INFER_ROWS = 512 }; /* rows (B*T) of one piece of an inference forward */
+
+static int infer_piece(RkModel *m, RkForward *f, RkState *state, int t0, int n) {
+    int32_t ids[INFER_ROWS], targets[INFER_ROWS];
+    int whole = n == f->T; /* then no copy is needed, whatever its size */
+    RkForward piece = {.B = f->B, .T = n, .ids = whole ? f->ids : ids, .targets = NULL};
+    if (!whole) gather(f->ids, ids, f, t0, n);
+    if (f->targets) {
+        if (!whole) gather(f->targets, targets, f, t0, n);
+        piece.targets = whole ? f->targets : targets;
+    }
+    RK_TRY(rk_model_prepare(m, (RkWorkSize){f->B, n, 0, 0}));
+    RK_TRY(embed(m, piece.ids));
+    RK_TRY(rk_blocks_forward(m, state, state));
+    if (piece.targets) {
+        RK_TRY(rk_head_loss(m, &piece, 1, 0, 0));
+        f->loss += piece.loss;
+        f->count += piece.count;
+    }
+    if (f->logits == RK_LOGITS_ALL || (f->logits == RK_LOGITS_LAST && t0 + n == f->T)) return rk_head_logits(m, f, t0);
+    return RK_OK;
+}
+
+/* The state is copied first and then updated in place: with one token per call there is nothing else to keep. */
+int rk_model_forward(RkModel *m, RkForward *f) {
+    RK_TRY(rk_check_ids(m, f));
+    if (f->before && f->before != f->after) rk_state_copy(f->after, f->before);
+    if (!f->before) rk_state_from_params(f->after, &m->man);
+    int piece = f->B >= INFER_ROWS ? 1 : INFER_ROWS / f->B;
+    f->loss = 0;
+    f->count = 0;
+    for (int t0 = 0; t0 < f->T; t0 += piece)
+        RK_TRY(infer_piece(m, f, f->after, t0, f->T - t0 < piece ? f->T - t0 : piece));
+    return RK_OK;
+}
+
+/* ---- training ---- */
+
+static int embed_backward(RkModel *m, const int32_t *ids) {
+    RkWork *w = &m->work;
+    if (m->man.ln0 >= 0) {
+        RkLayerNorm norm = rk_norm_call(m, m->man.ln0, w->emb, w->xn, w->stats0);
+        norm.dy = w->dx;
+        norm.dx = w->dx;
+        RK_TRY(m->be->layernorm_bwd(&norm));
+    }
+    RkEmbed e = {.ids = ids, .dy = w->dx, .dw = m->man.param[m->man.emb].grad};
+    return m->be->embed_bwd(&e);
+}
+
+int rk_model_forward_backward(RkModel *m, RkBackward *b) {
+    RK_TRY(rk_check_ids(m, &b->f));
+    RK_TRY(rk_model_need_grads(m));
+    RK_TRY(rk_model_prepare(m, (RkWorkSize){b->f.B, b->f.T, 1, b->grad_cp}));
+    RK_TRY(embed(m, b->f.ids));
+    RK_TRY(rk_blocks_forward(m, b->f.before, b->f.after));
+    RK_TRY(rk_head_loss(m, &b->f, b->scale, b->l2, 1));
+    RK_TRY(rk_blocks_backward(m, b, b->f.before));
+    if (b->initial && b->dbefore) rk_state_grad_to_params(b->dbefore, &m->man);
+    return embed_backward(m, b->f.ids);
+}

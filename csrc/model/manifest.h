@@ -1,0 +1,41 @@
+/* manifest.h - every parameter of a model as one list, in the order of RWKV-LM's checkpoints.
+ *
+ * Initialisation, checkpoints, optimizer groups, clipping, freezing and model.parameters() are loops over it. */
+#ifndef RK_MODEL_MANIFEST_H
+#define RK_MODEL_MANIFEST_H
+
+#include "base/arena.h"
+#include "model/config.h"
+
+typedef struct RkParam {
+    char name[64]; /* "blocks.3.att.w1" */
+    RkInit init;
+    unsigned flags;
+    int layer;      /* -1 outside the blocks */
+    int optional;   /* never used by this model: files may lack it, training leaves it alone */
+    RkTensor value, grad;
+} RkParam;
+
+/* Where each table of each layer begins in the list. */
+typedef struct RkLayerParams { int ln1, ln2, time_mix, channel_mix; } RkLayerParams;
+
+typedef struct RkManifest {
+    RkParam *param;
+    int n;
+    int emb, ln0, ln_out, head; /* index of the first tensor of each; ln0 is -1 when absent */
+    RkLayerParams layer[RK_MAX_LAYERS];
+    int value_layer; /* the first layer whose time mix has a value gate, which defines v_first; -1: none */
+} RkManifest;
+
+int rk_manifest_build(RkManifest *m, const RkConfig *cfg, int dtype);
+void rk_manifest_free(RkManifest *m);
+
+/* Places every value (or gradient) in the arena; with an arena without memory, measures. */
+void rk_manifest_place(RkManifest *m, RkArena *a, int gradients);
+
+/* The reference initialisation: each element is a function of (seed, name, index) alone. Host memory. */
+int rk_manifest_init(RkManifest *m, const RkConfig *cfg, uint64_t seed);
+
+size_t rk_manifest_numel(const RkManifest *m);
+
+#endif

@@ -1,0 +1,67 @@
+#include "model/model.h"
+
+#include <string.h>
+
+#include "base/parallel.h"
+
+int rk_model_create(RkModel *m, const RkConfig *cfg, const RkBackend *be) {
+    memset(m, 0, sizeof *m);
+    RK_TRY(rk_config_check(cfg));
+    m->cfg = *cfg;
+    m->be = be;
+    RK_TRY(rk_manifest_build(&m->man, &m->cfg, be->dtype));
+    RkArena a = {0};
+    rk_manifest_place(&m->man, &a, 0);
+    m->value_bytes = a.used;
+    m->values = rk_pages_alloc(a.used);
+    if (!m->values) {
+        rk_manifest_free(&m->man);
+        return rk_fail(RK_ENOMEM, "no memory for the parameters: %zu MiB", a.used >> 20);
+    }
+    a = (RkArena){m->values, 0, m->value_bytes};
+    rk_manifest_place(&m->man, &a, 0);
+    return RK_OK;
+}
+
+void rk_model_free(RkModel *m) {
+    rk_pages_free(m->values, m->value_bytes);
+    rk_pages_free(m->grads, m->grad_bytes);
+    rk_manifest_free(&m->man);
+    rk_work_free(&m->work);
+}
+
+int rk_model_need_grads(RkModel *m) {
+    if (m->grads) return RK_OK;
+    m->grads = rk_pages_alloc(m->value_bytes);
+    if (!m->grads) return rk_fail(RK_ENOMEM, "no memory for the gradients: %zu MiB", m->value_bytes >> 20);
+    m->grad_bytes = m->value_bytes;
+    RkArena a = {m->grads, 0, m->grad_bytes};
+    rk_manifest_place(&m->man, &a, 1);
+    return RK_OK;
+}
+
+typedef struct { char *p; size_t bytes; } Zero;
+enum { ZERO_BLOCK = 1 << 20 };
+
+static void zero_block(void *ctx, size_t task, int thread) {
+    (void)thread;
+    Zero *z = ctx;
+    size_t at = task * ZERO_BLOCK, n = z->bytes - at < ZERO_BLOCK ? z->bytes - at : ZERO_BLOCK;
+    memset(z->p + at, 0, n);
+}
+
+void rk_model_zero_grads(RkModel *m) {
+    Zero z = {m->grads, m->grad_bytes};
+    if (m->grads) rk_parallel((z.bytes + ZERO_BLOCK - 1) / ZERO_BLOCK, zero_block, &z);
+}
+
+int rk_model_prepare(RkModel *m, RkWorkSize size) {
+    size_t scratch = 0;
+    for (int l = 0; l < m->cfg.L; l++) {
+        size_t need = m->be->scratch_bytes(m->cfg.block[l].N);
+        if (need > scratch) scratch = need;
+    }
+    for (int t = 0; t < rk_num_threads(); t++)
+        if (!rk_thread_scratch(t, scratch)) return rk_fail(RK_ENOMEM, "no memory for the scratch of %d threads", rk_num_threads());
+    return rk_work_prepare(&m->work, &m->cfg, &m->man, m->be->dtype, size);
+}

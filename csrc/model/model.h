@@ -1,0 +1,70 @@
+/* model.h - a model: parameters, and the memory of the call it is running.
+ *
+ * The block loop knows only: norm, mixer, add. A whole sequence, a chunk of one and a single token are the same
+ * forward with a state in and a state out. Not for use by two threads at once: the caller holds a lock. */
+#ifndef RK_MODEL_MODEL_H
+#define RK_MODEL_MODEL_H
+
+#include "model/state.h"
+#include "model/work.h"
+
+typedef struct RkModel {
+    RkConfig cfg;
+    const RkBackend *be;
+    RkManifest man;
+    void *values, *grads; /* one allocation each; grads is NULL until needed */
+    size_t value_bytes, grad_bytes;
+    RkWork work;
+} RkModel;
+
+int rk_model_create(RkModel *m, const RkConfig *cfg, const RkBackend *be);
+void rk_model_free(RkModel *m);
+int rk_model_need_grads(RkModel *m); /* allocates them as zeros the first time */
+void rk_model_zero_grads(RkModel *m);
+
+/* Lays out and allocates the memory of calls of this size; reuses what is there when it is large enough. */
+int rk_model_prepare(RkModel *m, RkWorkSize size);
+
+/* ---- running ---- */
+
+enum { RK_LOGITS_NONE, RK_LOGITS_LAST, RK_LOGITS_ALL };
+
+typedef struct RkForward {
+    int B, T;
+    const int32_t *ids;     /* (B,T), each in [0,V) */
+    const int32_t *targets; /* (B,T), each in [0,V) or -100; NULL when no loss is wanted */
+    const RkState *before;  /* NULL: the model's initial state */
+    RkState *after;         /* written; may be `before` in inference */
+    int logits;             /* RK_LOGITS_* */
+    void *out;              /* (B,T,V) or (B,V), element type of the backend */
+    double loss;            /* out: sum of cross-entropy over counted targets */
+    int64_t count;          /* out: how many targets count */
+} RkForward;
+
+/* Inference: any T >= 1, in pieces of bounded memory. */
+int rk_model_forward(RkModel *m, RkForward *f);
+
+typedef struct RkBackward {
+    RkForward f;            /* B, T, ids, targets, before (not NULL), after; loss and count are written */
+    double scale, l2;       /* gradient of scale * sum of cross-entropy, plus L2Wrap with factor l2 (0: off) */
+    const RkState *dafter;  /* gradient of the final state, NULL: zeros */
+    RkState *dbefore;       /* gradient of the initial state, NULL: not wanted */
+    int initial;            /* f.before is the model's own initial state: dbefore also goes to its parameters */
+    int grad_cp;            /* recompute the blocks instead of saving their activations: the same bits, less memory */
+} RkBackward;
+
+/* Training: forward, loss and backward; adds to the gradients. */
+int rk_model_forward_backward(RkModel *m, RkBackward *b);
+
+/* ---- pieces shared by forward.c, backward.c and head.c ---- */
+
+int rk_blocks_forward(RkModel *m, const RkState *before, RkState *after);
+int rk_blocks_backward(RkModel *m, const RkBackward *b, const RkState *before);
+int rk_block_forward(RkModel *m, int layer, const RkState *before, RkState *after);
+int rk_head_loss(RkModel *m, RkForward *f, double scale, double l2, int grad);
+int rk_head_logits(RkModel *m, RkForward *f, int t0);
+RkCall rk_block_call(RkModel *m, int layer, int channel_mix, const RkState *before, RkState *after);
+RkLayerNorm rk_norm_call(RkModel *m, int param, RkTensor x, RkTensor y, RkTensor stats);
+int rk_check_ids(const RkModel *m, const RkForward *f);
+
+#endif

@@ -1,0 +1,99 @@
+#include "model/state.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+static void place(RkState *s, RkArena *a) {
+    for (int l = 0; l < s->cfg->L; l++) {
+        RkDims dims = rk_config_dims(s->cfg, l, s->B, 1);
+        const RkMixer *mixer[2] = {s->cfg->block[l].time_mix, s->cfg->block[l].channel_mix};
+        for (int half = 0; half < 2; half++)
+            for (int i = 0; i < mixer[half]->n_state; i++) {
+                RkTensor t = rk_shape_resolve(mixer[half]->state[i].shape, s->dtype, &dims);
+                t = rk_arena_take(a, s->dtype, t.d);
+                if (a->base) (half ? s->channel_mix : s->time_mix)[l][i] = t;
+            }
+    }
+}
+
+size_t rk_state_bytes(const RkConfig *cfg, int dtype, int B) {
+    RkState s = {.cfg = cfg, .dtype = dtype, .B = B};
+    RkArena a = {0};
+    place(&s, &a);
+    return a.used;
+}
+
+int rk_state_create(RkState *s, const RkConfig *cfg, int dtype, int B) {
+    *s = (RkState){.cfg = cfg, .dtype = dtype, .B = B, .bytes = rk_state_bytes(cfg, dtype, B)};
+    s->memory = rk_pages_alloc(s->bytes);
+    s->time_mix = calloc((size_t)cfg->L, sizeof *s->time_mix);
+    s->channel_mix = calloc((size_t)cfg->L, sizeof *s->channel_mix);
+    if (!s->memory || !s->time_mix || !s->channel_mix) {
+        rk_state_free(s);
+        return rk_fail(RK_ENOMEM, "no memory for the state of %d sequences (%zu bytes)", B, s->bytes);
+    }
+    RkArena a = {s->memory, 0, s->bytes};
+    place(s, &a);
+    return RK_OK;
+}
+
+void rk_state_free(RkState *s) {
+    rk_pages_free(s->memory, s->bytes);
+    free(s->time_mix);
+    free(s->channel_mix);
+    s->memory = NULL;
+    s->time_mix = s->channel_mix = NULL;
+}
+
+void rk_state_copy(RkState *dst, const RkState *src) { memcpy(dst->memory, src->memory, src->bytes); }
+
+int rk_state_row(const RkState *s, int i, int *layer, const char **name, RkTensor *row) {
+    for (int l = 0; l < s->cfg->L; l++) {
+        const RkMixer *tm = s->cfg->block[l].time_mix, *cm = s->cfg->block[l].channel_mix;
+        *layer = l;
+        if (i < tm->n_state) return *name = tm->state[i].name, *row = s->time_mix[l][i], 1;
+        i -= tm->n_state;
+        if (i < cm->n_state) return *name = cm->state[i].name, *row = s->channel_mix[l][i], 1;
+        i -= cm->n_state;
+    }
+    return 0;
+}
+
+/* Calls fn on the pair (state row, parameter) of every trained initial state. */
+typedef void (*PairFn)(RkTensor row, RkParam *p);
+
+static void each_pair(const RkState *s, const RkManifest *m, PairFn fn) {
+    for (int l = 0; s->cfg->time_state && l < s->cfg->L; l++) {
+        const RkMixer *mixer = s->cfg->block[l].time_mix;
+        for (int i = 0; i < mixer->n_state; i++)
+            for (int j = 0; j < mixer->n_par; j++)
+                if ((mixer->state[i].flags & P_INIT_STATE) && (mixer->par[j].flags & P_INIT_STATE))
+                    fn(s->time_mix[l][i], &m->param[m->layer[l].time_mix + j]);
+    }
+}
+
+/* Element (h, value, key) of a parameter stands at (b, h, key, value) of a state row. */
+#define EACH_ELEMENT(row, statement)                                                                      \
+    do {                                                                                                  \
+        size_t B_ = (size_t)(row).d[0], H_ = (size_t)(row).d[1], N_ = (size_t)(row).d[2];                 \
+        for (size_t b = 0; b < B_; b++)                                                                   \
+            for (size_t h = 0; h < H_; h++)                                                               \
+                for (size_t j = 0; j < N_; j++)                                                           \
+                    for (size_t i = 0; i < N_; i++) {                                                     \
+                        size_t at_row = ((b * H_ + h) * N_ + j) * N_ + i, at_par = (h * N_ + i) * N_ + j; \
+                        statement;                                                                        \
+                    }                                                                                     \
+    } while (0)
+
+static void load_row(RkTensor row, RkParam *p) {
+    if (row.dtype == RK_F64) EACH_ELEMENT(row, ((double *)row.p)[at_row] = ((double *)p->value.p)[at_par]);
+    else EACH_ELEMENT(row, rk_f32(row)[at_row] = rk_f32(p->value)[at_par]);
+}
+
+static void add_grad(RkTensor row, RkParam *p) {
+    if (row.dtype == RK_F64) EACH_ELEMENT(row, ((double *)p->grad.p)[at_par] += ((double *)row.p)[at_row]);
+    else EACH_ELEMENT(row, rk_f32(p->grad)[at_par] += rk_f32(row)[at_row]);
+}
+
+void rk_state_from_params(RkState *s, const RkManifest *m) { each_pair(s, m, load_row); }
+void rk_state_grad_to_params(const RkState *ds, RkManifest *m) { each_pair(ds, m, add_grad); }

@@ -1,0 +1,39 @@
+/* step.h - one call, one optimizer step: micro-batches, accumulation, clipping, AdamW.
+ *
+ * Gradients are those of the mean cross-entropy over all counted targets of the batch, whatever the micro-batches;
+ * L2Wrap's factor is 1e-4 / (B T) of the whole batch. */
+#ifndef RK_TRAIN_STEP_H
+#define RK_TRAIN_STEP_H
+
+#include "model/model.h"
+
+typedef struct RkTrainer {
+    RkModel *model;
+    double beta1, beta2, eps, grad_clip; /* grad_clip <= 0: off */
+    int64_t steps;                       /* applied so far: Adam's t */
+    void *memory;                        /* moments, then scratch */
+    size_t bytes, moment_bytes;
+    RkTensor *m, *v;                     /* per parameter */
+    RkTensor partial, norms;             /* float64: scratch of sumsq; one per parameter */
+    RkState before, after, dbefore;      /* of one micro-batch */
+} RkTrainer;
+
+int rk_trainer_create(RkTrainer *t, RkModel *model);
+void rk_trainer_free(RkTrainer *t);
+
+/* Allocates what steps of this size need, so that no step allocates. */
+int rk_trainer_prepare(RkTrainer *t, RkWorkSize size);
+
+typedef struct RkStep {
+    int B, T, micro_bsz;
+    const int32_t *ids, *targets; /* (B,T) */
+    double lr, weight_decay;
+    int l2wrap, grad_cp;
+    const unsigned char *frozen;  /* per parameter; NULL: none */
+    double loss, grad_norm;       /* out: mean over counted targets; norm before clipping */
+    const char *bad;              /* out: the first tensor that is not finite; then nothing was updated */
+} RkStep;
+
+int rk_train_step(RkTrainer *t, RkStep *s);
+
+#endif
