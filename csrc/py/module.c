@@ -1,0 +1,150 @@
+/* module.c - rwkvtune._rwkvcore: multi-phase initialisation, all state in the module, errors mapped to exceptions. */
+#define RK_PY_IMPORT_ARRAY
+#include "py/py.h"
+
+#include "base/cpu.h"
+#include "base/err.h"
+#include "base/gemm.h"
+#include "base/parallel.h"
+#include "kernels/kernels.h"
+#ifdef RK_HAVE_CUDA
+#include "cuda/device.h"
+#endif
+
+static struct PyModuleDef module_def;
+
+RkPyState *rk_py_state(PyObject *module) { return PyModule_GetState(module); }
+
+RkPyState *rk_py_state_of(PyTypeObject *type) {
+    PyObject *module = PyType_GetModuleByDef(type, &module_def);
+    return module ? PyModule_GetState(module) : NULL;
+}
+
+PyObject *rk_py_raise(RkPyState *st, int code) {
+    switch (code) {
+    case RK_ENOMEM: PyErr_SetString(PyExc_MemoryError, rk_error()); break;
+    case RK_EIO: PyErr_SetString(PyExc_OSError, rk_error()); break;
+    case RK_EFORMAT: PyErr_SetString(st->format_error, rk_error()); break;
+    case RK_EUNSUP: PyErr_SetString(PyExc_NotImplementedError, rk_error()); break;
+    case RK_EDEVICE: PyErr_SetString(st->device_error, rk_error()); break;
+    default: PyErr_SetString(PyExc_ValueError, rk_error());
+    }
+    return NULL;
+}
+
+static PyObject *set_num_threads(PyObject *module, PyObject *arg) {
+    (void)module;
+    long n = PyLong_AsLong(arg);
+    if (n == -1 && PyErr_Occurred()) return NULL;
+    if (n < 1 || n > RK_MAX_THREADS)
+        return PyErr_Format(PyExc_ValueError, "num_threads must be 1 to %d, not %ld", RK_MAX_THREADS, n);
+    Py_BEGIN_ALLOW_THREADS
+    rk_set_num_threads((int)n);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+static PyObject *get_num_threads(PyObject *module, PyObject *unused) {
+    (void)module, (void)unused;
+    return PyLong_FromLong(rk_num_threads());
+}
+
+static PyObject *select_isa(PyObject *module, PyObject *arg) {
+    (void)module;
+    const char *name = PyUnicode_AsUTF8(arg);
+    if (!name) return NULL;
+    rk_kernels_select(name);
+    return PyUnicode_FromString(rk_k.isa);
+}
+
+static PyObject *isa_available(void) {
+    RkCpu cpu = rk_cpu_features();
+    PyObject *list = Py_BuildValue("[s]", "scalar");
+    const struct { int have; const char *name; } rows[] = {{cpu.avx2, "avx2"}, {cpu.avx512, "avx512"}, {cpu.neon, "neon"}};
+    for (size_t i = 0; list && i < sizeof rows / sizeof *rows; i++) {
+        PyObject *name = rows[i].have ? PyUnicode_FromString(rows[i].name) : NULL;
+        if (name && PyList_Append(list, name) < 0) Py_CLEAR(list);
+        Py_XDECREF(name);
+    }
+    return list;
+}
+
+static PyObject *info(PyObject *module, PyObject *unused) {
+    (void)module, (void)unused;
+    int devices = 0, built = 0;
+    const char *reason = "this build has no CUDA: nvcc was not found, or RWKVTUNE_CUDA=0 was set";
+#ifdef RK_HAVE_CUDA
+    built = 1;
+    rk_cuda_device_count(&devices, &reason);
+#endif
+#ifdef __linux__
+    int huge_pages = 1;
+#else
+    int huge_pages = 0;
+#endif
+    return Py_BuildValue("{s:s,s:N,s:i,s:i,s:s,s:N,s:s,s:N,s:i,s:s}", "isa", rk_k.isa, "isa_available", isa_available(),
+                         "threads", rk_num_threads(), "cpus", rk_cpu_count(), "blas", rk_gemm_library(), "huge_pages",
+                         PyBool_FromLong(huge_pages), "compiler", __VERSION__, "cuda_built", PyBool_FromLong(built),
+                         "cuda_devices", devices, "cuda_reason", reason);
+}
+
+static PyMethodDef functions[] = {
+    {"info", info, METH_NOARGS, "What this build found and chose, as a dict."},
+    {"set_num_threads", set_num_threads, METH_O, "Threads to use; results do not depend on it."},
+    {"get_num_threads", get_num_threads, METH_NOARGS, "Threads in use."},
+    {"select_isa", select_isa, METH_O, "Switches the cpu backend's instruction set; returns the one in use."},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyObject *import_name(const char *module, const char *name) {
+    PyObject *m = PyImport_ImportModule(module), *value = m ? PyObject_GetAttrString(m, name) : NULL;
+    Py_XDECREF(m);
+    return value;
+}
+
+static int import_numpy(void) {
+    import_array1(-1);
+    return 0;
+}
+
+static int module_exec(PyObject *module) {
+    RkPyState *st = rk_py_state(module);
+    if (import_numpy() < 0) return -1;
+    st->format_error = import_name("rwkvtune.errors", "FormatError");
+    st->device_error = import_name("rwkvtune.errors", "DeviceError");
+    if (!st->format_error || !st->device_error) return -1;
+    rk_kernels_init();
+    rk_gemm_init();
+    if (rk_py_add_ops(module) < 0 || rk_py_add_model(module) < 0 || rk_py_add_trainer(module) < 0) return -1;
+    return rk_py_add_tokenizer(module) < 0 || rk_py_add_dataset(module) < 0 ? -1 : 0;
+}
+
+#define EACH_OBJECT(X)                                                                                  \
+    X(format_error) X(device_error) X(model) X(state) X(trainer) X(tokenizer) X(integer_tokenizer) X(binidx) \
+    X(binidx_writer)
+
+static int module_traverse(PyObject *module, visitproc visit, void *arg) {
+    RkPyState *st = rk_py_state(module);
+#define X(field) Py_VISIT(st->field);
+    EACH_OBJECT(X)
+#undef X
+    return 0;
+}
+
+static int module_clear(PyObject *module) {
+    RkPyState *st = rk_py_state(module);
+#define X(field) Py_CLEAR(st->field);
+    EACH_OBJECT(X)
+#undef X
+    return 0;
+}
+
+static void module_free(void *module) { module_clear(module); }
+
+static PyModuleDef_Slot slots[] = {{Py_mod_exec, module_exec}, {0, NULL}};
+static struct PyModuleDef module_def = {
+    PyModuleDef_HEAD_INIT, .m_name = "rwkvtune._rwkvcore", .m_doc = "The compiled core; see _rwkvcore.pyi.",
+    .m_size = sizeof(RkPyState), .m_methods = functions, .m_slots = slots, .m_traverse = module_traverse,
+    .m_clear = module_clear, .m_free = module_free};
+
+PyMODINIT_FUNC PyInit__rwkvcore(void) { return PyModuleDef_Init(&module_def); }

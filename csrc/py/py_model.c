@@ -1,0 +1,400 @@
+/* py_model.c - rwkvtune._rwkvcore.Model */
+#include "py/py_model.h"
+
+#include "base/parallel.h"
+#include "py/py_config.h"
+
+/* ---- helpers shared with other files ---- */
+
+static int numpy_type(int dtype) { return dtype == RK_F64 ? NPY_FLOAT64 : NPY_FLOAT32; }
+
+PyObject *rk_py_view(RkTensor t, PyObject *owner, int writable) {
+    npy_intp dims[4];
+    int rank = rk_rank(t);
+    for (int i = 0; i < rank; i++) dims[i] = t.d[i];
+    PyObject *a = PyArray_SimpleNewFromData(rank, dims, numpy_type(t.dtype), t.p);
+    if (!a) return NULL;
+    if (!writable) PyArray_CLEARFLAGS((PyArrayObject *)a, NPY_ARRAY_WRITEABLE);
+    Py_INCREF(owner);
+    if (PyArray_SetBaseObject((PyArrayObject *)a, owner) < 0) Py_CLEAR(a);
+    return a;
+}
+
+PyObject *rk_py_named(RkPyModel *m, RkPyPick pick, void *ctx, PyObject *owner) {
+    PyObject *dict = PyDict_New();
+    for (int i = 0; dict && i < m->model.man.n; i++) {
+        PyObject *view = rk_py_view(pick(ctx, i), owner, 1);
+        if (!view || PyDict_SetItemString(dict, m->model.man.param[i].name, view) < 0) Py_CLEAR(dict);
+        Py_XDECREF(view);
+    }
+    return dict;
+}
+
+PyArrayObject *rk_py_ids(PyObject *value, const char *name) {
+    PyArrayObject *a = (PyArrayObject *)value;
+    if (PyArray_Check(value) && PyArray_IS_C_CONTIGUOUS(a) && PyArray_TYPE(a) == NPY_INT32 && PyArray_NDIM(a) == 2) return a;
+    PyErr_Format(PyExc_ValueError, "%s must be a C-contiguous int32 array of shape (batch, time)", name);
+    return NULL;
+}
+
+PyObject *rk_py_sizes(size_t parameters, size_t gradients, size_t moments, size_t activations, size_t state, size_t scratch) {
+    return Py_BuildValue("{s:n,s:n,s:n,s:n,s:n,s:n,s:n}", "parameters", parameters, "gradients", gradients, "moments",
+                         moments, "activations", activations, "state", state, "scratch", scratch, "total",
+                         parameters + gradients + moments + activations + state + scratch);
+}
+
+/* The state argument of a call: None or a State of this model and batch. 0, or -1 with an exception. */
+static int state_arg(RkPyModel *self, PyObject *value, int B, const char *name, const RkState **out) {
+    *out = NULL;
+    if (!value || value == Py_None) return 0;
+    RkPyState *st = rk_py_state_of(Py_TYPE(self));
+    if (!PyObject_TypeCheck(value, st->state)) return PyErr_Format(PyExc_ValueError, "%s must be a State or None", name), -1;
+    RkPyStateObject *s = (RkPyStateObject *)value;
+    size_t expected = rk_state_bytes(&self->model.cfg, self->model.be->dtype, B);
+    if (s->state.B != B) return PyErr_Format(PyExc_ValueError, "%s is for %d sequences, the ids have %d", name, s->state.B, B), -1;
+    if (s->state.bytes != expected) return PyErr_Format(PyExc_ValueError, "%s is of a model of another shape", name), -1;
+    *out = &s->state;
+    return 0;
+}
+
+/* ---- life ---- */
+
+static PyObject *model_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"config", "backend", NULL};
+    PyObject *dict;
+    const char *backend = "cpu";
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|s:Model", names, &dict, &backend)) return NULL;
+    RkPyState *st = rk_py_state_of(type);
+    const RkBackend *be = rk_backend_find(backend);
+    if (!be) return rk_py_raise(st, RK_EINVAL);
+    RkConfig *cfg = PyMem_Malloc(sizeof *cfg);
+    if (!cfg) return PyErr_NoMemory();
+    RkPyModel *self = rk_py_config(dict, st, cfg) < 0 ? NULL : (RkPyModel *)type->tp_alloc(type, 0);
+    if (self) {
+        pthread_mutex_init(&self->lock, NULL);
+        int rc = rk_model_create(&self->model, cfg, be);
+        if (rc) {
+            Py_CLEAR(self);
+            rk_py_raise(st, rc);
+        }
+    }
+    PyMem_Free(cfg);
+    return (PyObject *)self;
+}
+
+static void model_dealloc(PyObject *op) {
+    RkPyModel *self = (RkPyModel *)op;
+    PyTypeObject *type = Py_TYPE(op);
+    rk_model_free(&self->model);
+    pthread_mutex_destroy(&self->lock);
+    type->tp_free(op);
+    Py_DECREF(type);
+}
+
+static PyObject *model_init(PyObject *op, PyObject *arg) {
+    RkPyModel *self = (RkPyModel *)op;
+    unsigned long long seed = PyLong_AsUnsignedLongLongMask(arg);
+    if (PyErr_Occurred()) return NULL;
+    int rc;
+    RK_LOCKED(self, rc = rk_manifest_init(&self->model.man, &self->model.cfg, seed));
+    if (rc) return rk_py_raise(rk_py_state_of(Py_TYPE(op)), rc);
+    Py_RETURN_NONE;
+}
+
+/* ---- parameters ---- */
+
+static PyObject *shape_of(RkTensor t) {
+    int rank = rk_rank(t);
+    PyObject *shape = PyTuple_New(rank);
+    for (int i = 0; shape && i < rank; i++) PyTuple_SET_ITEM(shape, i, PyLong_FromLong(t.d[i]));
+    return shape;
+}
+
+static PyObject *model_manifest(PyObject *op, PyObject *unused) {
+    (void)unused;
+    RkManifest *man = &((RkPyModel *)op)->model.man;
+    PyObject *list = PyList_New(0);
+    for (int i = 0; list && i < man->n; i++) {
+        const RkParam *p = &man->param[i];
+        PyObject *row = Py_BuildValue("{s:s,s:N,s:N,s:d,s:N}", "name", p->name, "shape", shape_of(p->value), "decay",
+                                      PyBool_FromLong(p->flags & P_DECAY), "lr_scale", p->flags & P_LR2X ? 2.0 : 1.0,
+                                      "optional", PyBool_FromLong(p->optional));
+        if (!row || PyList_Append(list, row) < 0) Py_CLEAR(list);
+        Py_XDECREF(row);
+    }
+    return list;
+}
+
+static RkTensor pick_value(void *ctx, int i) { return ((RkManifest *)ctx)->param[i].value; }
+static RkTensor pick_grad(void *ctx, int i) { return ((RkManifest *)ctx)->param[i].grad; }
+
+static PyObject *model_parameters(PyObject *op, PyObject *unused) {
+    (void)unused;
+    return rk_py_named((RkPyModel *)op, pick_value, &((RkPyModel *)op)->model.man, op);
+}
+
+static PyObject *model_gradients(PyObject *op, PyObject *unused) {
+    (void)unused;
+    RkPyModel *self = (RkPyModel *)op;
+    int rc = rk_model_need_grads(&self->model);
+    if (rc) return rk_py_raise(rk_py_state_of(Py_TYPE(op)), rc);
+    return rk_py_named(self, pick_grad, &self->model.man, op);
+}
+
+static PyObject *model_zero_gradients(PyObject *op, PyObject *unused) {
+    (void)unused;
+    RkPyModel *self = (RkPyModel *)op;
+    RK_LOCKED(self, rk_model_zero_grads(&self->model));
+    Py_RETURN_NONE;
+}
+
+/* ---- states ---- */
+
+static PyObject *model_new_state(PyObject *op, PyObject *arg) {
+    long n = PyLong_AsLong(arg);
+    if (n == -1 && PyErr_Occurred()) return NULL;
+    RkPyModel *self = (RkPyModel *)op;
+    RkPyStateObject *state = rk_py_state_new(self, (int)n);
+    if (state) rk_state_from_params(&state->state, &self->model.man);
+    return (PyObject *)state;
+}
+
+/* Copies one (layer, name, array) into the state's row of that name. */
+static int fill_row(RkPyStateObject *state, PyObject *item) {
+    int layer, row_layer, found = 0;
+    const char *name, *row_name;
+    PyObject *array;
+    RkTensor row = {0};
+    if (!PyArg_ParseTuple(item, "isO", &layer, &name, &array)) return -1;
+    for (int i = 0; !found && rk_state_row(&state->state, i, &row_layer, &row_name, &row); i++)
+        found = row_layer == layer && !strcmp(row_name, name);
+    if (!found) return PyErr_Format(PyExc_ValueError, "layer %d has no state called '%s'", layer, name), -1;
+    PyObject *view = rk_py_view(row, (PyObject *)state, 1);
+    int rc = view ? PyArray_CopyInto((PyArrayObject *)view, (PyArrayObject *)array) : -1;
+    Py_XDECREF(view);
+    return rc;
+}
+
+static PyObject *model_state_from(PyObject *op, PyObject *args) {
+    int batch_size;
+    PyObject *rows;
+    if (!PyArg_ParseTuple(args, "iO:state_from", &batch_size, &rows)) return NULL;
+    RkPyStateObject *state = rk_py_state_new((RkPyModel *)op, batch_size);
+    PyObject *fast = state ? PySequence_Fast(rows, "rows must be a sequence of (layer, name, array)") : NULL;
+    for (Py_ssize_t i = 0; fast && i < PySequence_Fast_GET_SIZE(fast); i++)
+        if (fill_row(state, PySequence_Fast_GET_ITEM(fast, i)) < 0) Py_CLEAR(fast);
+    if (!fast) Py_CLEAR(state);
+    Py_XDECREF(fast);
+    return (PyObject *)state;
+}
+
+/* ---- running ---- */
+
+static PyObject *model_forward(PyObject *op, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"ids", "state", "logits", NULL};
+    RkPyModel *self = (RkPyModel *)op;
+    PyObject *ids_arg, *state = Py_None, *out = NULL;
+    const char *want = "all";
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|Os:forward", names, &ids_arg, &state, &want)) return NULL;
+    PyArrayObject *ids = rk_py_ids(ids_arg, "ids");
+    if (!ids) return NULL;
+    RkForward f = {.B = (int)PyArray_DIM(ids, 0), .T = (int)PyArray_DIM(ids, 1), .ids = PyArray_DATA(ids)};
+    f.logits = !strcmp(want, "all") ? RK_LOGITS_ALL : !strcmp(want, "last") ? RK_LOGITS_LAST : RK_LOGITS_NONE;
+    if (f.logits == RK_LOGITS_NONE && strcmp(want, "none"))
+        return PyErr_Format(PyExc_ValueError, "logits must be 'all', 'last' or 'none', not '%s'", want);
+    if (state_arg(self, state, f.B, "state", &f.before) < 0) return NULL;
+    RkPyStateObject *after = rk_py_state_new(self, f.B > 0 ? f.B : 1);
+    if (!after) return NULL;
+    npy_intp all[3] = {f.B, f.T, self->model.cfg.V}, last[2] = {f.B, self->model.cfg.V};
+    int type = numpy_type(self->model.be->dtype);
+    if (f.logits == RK_LOGITS_ALL) out = PyArray_SimpleNew(3, all, type);
+    else if (f.logits == RK_LOGITS_LAST) out = PyArray_SimpleNew(2, last, type);
+    else out = Py_NewRef(Py_None);
+    int rc = 0;
+    f.after = &after->state;
+    f.out = out && out != Py_None ? PyArray_DATA((PyArrayObject *)out) : NULL;
+    if (out) RK_LOCKED(self, rc = rk_model_forward(&self->model, &f));
+    if (out && !rc) return Py_BuildValue("(NN)", out, after);
+    Py_XDECREF(out);
+    Py_DECREF(after);
+    return rc ? rk_py_raise(rk_py_state_of(Py_TYPE(op)), rc) : NULL;
+}
+
+/* ids and targets of one shape into f; 0, or -1 with an exception. */
+static int ids_and_targets(PyObject *ids_arg, PyObject *targets_arg, RkForward *f) {
+    PyArrayObject *ids = rk_py_ids(ids_arg, "ids"), *targets = ids ? rk_py_ids(targets_arg, "targets") : NULL;
+    if (!targets) return -1;
+    if (PyArray_DIM(ids, 0) != PyArray_DIM(targets, 0) || PyArray_DIM(ids, 1) != PyArray_DIM(targets, 1))
+        return PyErr_SetString(PyExc_ValueError, "ids and targets must have the same shape"), -1;
+    f->B = (int)PyArray_DIM(ids, 0);
+    f->T = (int)PyArray_DIM(ids, 1);
+    f->ids = PyArray_DATA(ids);
+    f->targets = PyArray_DATA(targets);
+    if (f->B < 1 || f->T < 1) return PyErr_SetString(PyExc_ValueError, "ids must hold at least one token"), -1;
+    return 0;
+}
+
+static PyObject *model_loss(PyObject *op, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"ids", "targets", "state", NULL};
+    RkPyModel *self = (RkPyModel *)op;
+    PyObject *ids, *targets, *state = Py_None;
+    RkForward f = {.logits = RK_LOGITS_NONE};
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|O:loss", names, &ids, &targets, &state)) return NULL;
+    if (ids_and_targets(ids, targets, &f) < 0 || state_arg(self, state, f.B, "state", &f.before) < 0) return NULL;
+    RkPyStateObject *after = rk_py_state_new(self, f.B);
+    if (!after) return NULL;
+    int rc;
+    f.after = &after->state;
+    RK_LOCKED(self, rc = rk_model_forward(&self->model, &f));
+    if (!rc) return Py_BuildValue("(dLN)", f.loss, (long long)f.count, after);
+    Py_DECREF(after);
+    return rk_py_raise(rk_py_state_of(Py_TYPE(op)), rc);
+}
+
+static PyObject *model_forward_backward(PyObject *op, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"ids", "targets", "scale", "l2", "state", "dstate", "grad_cp", NULL};
+    RkPyModel *self = (RkPyModel *)op;
+    PyObject *ids, *targets, *state = Py_None, *dstate = Py_None;
+    RkBackward b = {0};
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOdd|OOi:forward_backward", names, &ids, &targets, &b.scale, &b.l2,
+                                     &state, &dstate, &b.grad_cp))
+        return NULL;
+    if (ids_and_targets(ids, targets, &b.f) < 0 || state_arg(self, state, b.f.B, "state", &b.f.before) < 0 ||
+        state_arg(self, dstate, b.f.B, "dstate", &b.dafter) < 0)
+        return NULL;
+    RkPyStateObject *initial = rk_py_state_new(self, b.f.B), *after = initial ? rk_py_state_new(self, b.f.B) : NULL;
+    RkPyStateObject *dbefore = after ? rk_py_state_new(self, b.f.B) : NULL;
+    int rc = 0;
+    if (dbefore) {
+        b.initial = !b.f.before;
+        if (b.initial) {
+            rk_state_from_params(&initial->state, &self->model.man);
+            b.f.before = &initial->state;
+        }
+        b.f.after = &after->state;
+        b.dbefore = &dbefore->state;
+        RK_LOCKED(self, rc = rk_model_forward_backward(&self->model, &b));
+    }
+    Py_XDECREF(initial);
+    if (dbefore && !rc) return Py_BuildValue("(dLNN)", b.f.loss, (long long)b.f.count, after, dbefore);
+    Py_XDECREF(after);
+    Py_XDECREF(dbefore);
+    return rc ? rk_py_raise(rk_py_state_of(Py_TYPE(op)), rc) : NULL;
+}
+
+/* Copies of a table's saved rows, as "blocks.<layer>.<part>.<row>". */
+static int add_activations(PyObject *dict, int layer, const char *part, const RkMixer *mixer, const RkTensor *act, PyObject *op) {
+    for (int i = 0; i < mixer->n_act; i++) {
+        char name[96];
+        snprintf(name, sizeof name, "blocks.%d.%s.%s", layer, part, mixer->act[i].name);
+        PyObject *view = rk_py_view(act[i], op, 0);
+        PyObject *copy = view ? PyArray_NewCopy((PyArrayObject *)view, NPY_CORDER) : NULL;
+        int rc = copy ? PyDict_SetItemString(dict, name, copy) : -1;
+        Py_XDECREF(view);
+        Py_XDECREF(copy);
+        if (rc < 0) return -1;
+    }
+    return 0;
+}
+
+static PyObject *model_activations(PyObject *op, PyObject *arg) {
+    RkPyModel *self = (RkPyModel *)op;
+    PyArrayObject *ids = rk_py_ids(arg, "ids");
+    if (!ids) return NULL;
+    PyObject *call = Py_BuildValue("(OOdd)", arg, arg, 1.0, 0.0);
+    PyObject *done = call ? model_forward_backward(op, call, NULL) : NULL;
+    PyObject *dict = done ? PyDict_New() : NULL;
+    for (int l = 0; dict && l < self->model.cfg.L; l++) {
+        const RkBlockConfig *b = &self->model.cfg.block[l];
+        const RkBlockWork *w = &self->model.work.block[l];
+        if (add_activations(dict, l, "att", b->time_mix, w->act[0], op) < 0 ||
+            add_activations(dict, l, "ffn", b->channel_mix, w->act[1], op) < 0)
+            Py_CLEAR(dict);
+    }
+    Py_XDECREF(call);
+    Py_XDECREF(done);
+    return dict;
+}
+
+/* ---- memory ---- */
+
+static size_t scratch_bytes(const RkModel *m) {
+    size_t most = 0;
+    for (int l = 0; l < m->cfg.L; l++) {
+        size_t need = m->be->scratch_bytes(m->cfg.block[l].N);
+        if (need > most) most = need;
+    }
+    return most * (size_t)rk_num_threads();
+}
+
+static PyObject *model_plan(PyObject *op, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"batch_size", "ctx_len", "training", "grad_cp", NULL};
+    RkModel *m = &((RkPyModel *)op)->model;
+    int B, T, training = 1, grad_cp = 0;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "ii|pi:plan", names, &B, &T, &training, &grad_cp)) return NULL;
+    if (B < 1 || T < 1) return PyErr_Format(PyExc_ValueError, "batch_size and ctx_len must be at least 1, not %d and %d", B, T);
+    size_t state = rk_state_bytes(&m->cfg, m->be->dtype, B) * (training ? 2 + (m->cfg.time_state != 0) : 1);
+    size_t work = rk_work_measure(&m->cfg, &m->man, m->be->dtype, (RkWorkSize){B, T, training, grad_cp});
+    size_t trained = training ? m->value_bytes : 0;
+    return rk_py_sizes(m->value_bytes, trained, 2 * trained, work, state, scratch_bytes(m));
+}
+
+static PyObject *model_allocated(PyObject *op, PyObject *unused) {
+    (void)unused;
+    RkModel *m = &((RkPyModel *)op)->model;
+    return rk_py_sizes(m->value_bytes, m->grad_bytes, 0, m->work.bytes, 0, rk_thread_scratch_total());
+}
+
+/* ---- attributes ---- */
+
+static PyObject *get_num_parameters(PyObject *op, void *unused) {
+    (void)unused;
+    return PyLong_FromSize_t(rk_manifest_numel(&((RkPyModel *)op)->model.man));
+}
+static PyObject *get_backend(PyObject *op, void *unused) {
+    (void)unused;
+    return PyUnicode_FromString(((RkPyModel *)op)->model.be->name);
+}
+static PyObject *get_real(PyObject *op, void *unused) {
+    (void)unused;
+    return PyUnicode_FromString(((RkPyModel *)op)->model.be->dtype == RK_F64 ? "float64" : "float32");
+}
+
+#define KEYWORDS(fn) (PyCFunction)(void (*)(void))fn, METH_VARARGS | METH_KEYWORDS
+
+static PyMethodDef methods[] = {
+    {"init", model_init, METH_O, "The reference initialisation from a seed."},
+    {"manifest", model_manifest, METH_NOARGS, "One dict per parameter, in checkpoint order."},
+    {"parameters", model_parameters, METH_NOARGS, "name -> writable zero-copy view."},
+    {"gradients", model_gradients, METH_NOARGS, "name -> zero-copy view of the gradient."},
+    {"zero_gradients", model_zero_gradients, METH_NOARGS, "Sets all gradients to zero."},
+    {"new_state", model_new_state, METH_O, "The state before the first token."},
+    {"state_from", model_state_from, METH_VARARGS, "A state from (layer, name, array) rows; missing rows are zeros."},
+    {"forward", KEYWORDS(model_forward), "(logits, state) of ids."},
+    {"loss", KEYWORDS(model_loss), "(sum, count, state) of the cross-entropy."},
+    {"forward_backward", KEYWORDS(model_forward_backward), "Adds gradients; (sum, count, state, dstate)."},
+    {"activations", model_activations, METH_O, "Copies of what a training forward saves; adds to the gradients."},
+    {"plan", KEYWORDS(model_plan), "Bytes that a call of this size allocates."},
+    {"allocated", model_allocated, METH_NOARGS, "Bytes allocated now."},
+    {"generate", KEYWORDS(rk_py_model_generate), "(token ids, state) sampled after the prompt."},
+    {NULL, NULL, 0, NULL},
+};
+static PyGetSetDef getset[] = {
+    {"num_parameters", get_num_parameters, NULL, "Numbers in all parameters.", NULL},
+    {"backend", get_backend, NULL, "\"cpu\", \"ref\" or \"ref64\".", NULL},
+    {"real", get_real, NULL, "Element type of parameters and activations.", NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+static PyType_Slot slots[] = {
+    {Py_tp_new, model_new}, {Py_tp_dealloc, model_dealloc}, {Py_tp_methods, methods}, {Py_tp_getset, getset},
+    {Py_tp_doc, "Model(config, backend='cpu'): parameters and the memory of the call that runs."}, {0, NULL},
+};
+static PyType_Spec spec = {"rwkvtune._rwkvcore.Model", sizeof(RkPyModel), 0, Py_TPFLAGS_DEFAULT, slots};
+
+
+int rk_py_add_model(PyObject *module) {
+    RkPyState *st = rk_py_state(module);
+    st->model = (PyTypeObject *)PyType_FromModuleAndSpec(module, &spec, NULL);
+    if (!st->model || PyModule_AddType(module, st->model) < 0) return -1;
+    return rk_py_add_state(module) < 0 ? -1 : rk_py_add_generate(module);
+}

@@ -1,0 +1,53 @@
+/* py_model.h - the Python objects of the model, shared by the files that work on them. */
+#ifndef RK_PY_PY_MODEL_H
+#define RK_PY_PY_MODEL_H
+
+#include "py/py.h"
+
+#include <pthread.h>
+
+#include "model/model.h"
+
+typedef struct RkPyModel {
+    PyObject_HEAD
+    RkModel model;
+    pthread_mutex_t lock; /* taken after the GIL is released: one call at a time */
+} RkPyModel;
+
+typedef struct RkPyStateObject {
+    PyObject_HEAD
+    RkState state;
+    RkPyModel *owner; /* its configuration is the state's */
+} RkPyStateObject;
+
+/* Runs a core call without the GIL, one at a time per model. */
+#define RK_LOCKED(py_model, statement)             \
+    do {                                           \
+        Py_BEGIN_ALLOW_THREADS                     \
+        pthread_mutex_lock(&(py_model)->lock);     \
+        statement;                                 \
+        pthread_mutex_unlock(&(py_model)->lock);   \
+        Py_END_ALLOW_THREADS                       \
+    } while (0)
+
+/* A new state of zeros; NULL with an exception. */
+RkPyStateObject *rk_py_state_new(RkPyModel *owner, int batch_size);
+
+/* A (B,T) int32 array; NULL with an exception that names it. Borrowed. */
+PyArrayObject *rk_py_ids(PyObject *value, const char *name);
+
+/* A zero-copy view of a tensor that keeps `owner` alive. */
+PyObject *rk_py_view(RkTensor t, PyObject *owner, int writable);
+
+/* A dict of named views: which tensor of each parameter is chosen by `pick`. */
+typedef RkTensor (*RkPyPick)(void *ctx, int i);
+PyObject *rk_py_named(RkPyModel *m, RkPyPick pick, void *ctx, PyObject *owner);
+
+/* {"parameters": ..., "total": ...} */
+PyObject *rk_py_sizes(size_t parameters, size_t gradients, size_t moments, size_t activations, size_t state, size_t scratch);
+
+int rk_py_add_state(PyObject *module);
+int rk_py_add_generate(PyObject *module);
+PyObject *rk_py_model_generate(PyObject *model, PyObject *args, PyObject *kwargs);
+
+#endif

@@ -1,0 +1,86 @@
+#include "py/py_model.h"
+
+#include <string.h>
+
+RkPyStateObject *rk_py_state_new(RkPyModel *owner, int batch_size) {
+    RkPyState *st = rk_py_state_of(Py_TYPE(owner));
+    if (batch_size < 1) {
+        PyErr_Format(PyExc_ValueError, "batch_size must be at least 1, not %d", batch_size);
+        return NULL;
+    }
+    RkPyStateObject *self = (RkPyStateObject *)st->state->tp_alloc(st->state, 0);
+    if (!self) return NULL;
+    self->owner = (RkPyModel *)Py_NewRef((PyObject *)owner);
+    int rc = rk_state_create(&self->state, &owner->model.cfg, owner->model.be->dtype, batch_size);
+    if (rc) {
+        Py_DECREF(self);
+        rk_py_raise(st, rc);
+        return NULL;
+    }
+    return self;
+}
+
+static void state_dealloc(PyObject *op) {
+    RkPyStateObject *self = (RkPyStateObject *)op;
+    PyTypeObject *type = Py_TYPE(op);
+    rk_state_free(&self->state);
+    Py_XDECREF(self->owner);
+    type->tp_free(op);
+    Py_DECREF(type);
+}
+
+static PyObject *state_rows(PyObject *op, PyObject *unused) {
+    (void)unused;
+    RkPyStateObject *self = (RkPyStateObject *)op;
+    PyObject *list = PyList_New(0);
+    int layer;
+    const char *name;
+    RkTensor row;
+    for (int i = 0; list && rk_state_row(&self->state, i, &layer, &name, &row); i++) {
+        PyObject *view = rk_py_view(row, op, 0);
+        PyObject *item = view ? Py_BuildValue("(isN)", layer, name, view) : NULL;
+        if (!item || PyList_Append(list, item) < 0) Py_CLEAR(list);
+        Py_XDECREF(item);
+    }
+    return list;
+}
+
+static PyObject *state_copy(PyObject *op, PyObject *unused) {
+    (void)unused;
+    RkPyStateObject *self = (RkPyStateObject *)op, *copy = rk_py_state_new(self->owner, self->state.B);
+    if (copy) rk_state_copy(&copy->state, &self->state);
+    return (PyObject *)copy;
+}
+
+static PyObject *get_batch_size(PyObject *op, void *unused) {
+    (void)unused;
+    return PyLong_FromLong(((RkPyStateObject *)op)->state.B);
+}
+
+static PyObject *get_nbytes(PyObject *op, void *unused) {
+    (void)unused;
+    return PyLong_FromSize_t(((RkPyStateObject *)op)->state.bytes);
+}
+
+static PyMethodDef methods[] = {
+    {"rows", state_rows, METH_NOARGS, "[(layer, name, array)]: read-only zero-copy views; wkv is (B,H,key,value)."},
+    {"copy", state_copy, METH_NOARGS, "An independent copy."},
+    {NULL, NULL, 0, NULL},
+};
+static PyGetSetDef getset[] = {
+    {"batch_size", get_batch_size, NULL, "Sequences in the batch.", NULL},
+    {"nbytes", get_nbytes, NULL, "Bytes of memory.", NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+static PyType_Slot slots[] = {
+    {Py_tp_dealloc, state_dealloc}, {Py_tp_methods, methods}, {Py_tp_getset, getset},
+    {Py_tp_doc, "The recurrent state of a batch; made by Model.new_state."}, {0, NULL},
+};
+static PyType_Spec spec = {"rwkvtune._rwkvcore.State", sizeof(RkPyStateObject), 0,
+                           Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION, slots};
+
+int rk_py_add_state(PyObject *module) {
+    RkPyState *st = rk_py_state(module);
+    st->state = (PyTypeObject *)PyType_FromModuleAndSpec(module, &spec, NULL);
+    return st->state ? PyModule_AddType(module, st->state) : -1;
+}

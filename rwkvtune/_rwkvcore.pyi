@@ -1,0 +1,100 @@
+"""The compiled core. Everything that costs time per token is here; policy is in Python.
+
+Arrays are C-contiguous NumPy arrays of the stated dtype. `real` means float32 on the backends "cpu" and "ref",
+float64 on "ref64". Errors: ValueError (arguments), MemoryError, OSError (with the path), FormatError (files),
+NotImplementedError (an op missing on a backend).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+def info() -> dict[str, Any]:
+    """{"version", "isa", "isa_available", "threads", "cpus", "blas", "huge_pages", "compiler", "cuda_built", "cuda_devices", "cuda_reason"}"""
+
+def set_num_threads(n: int) -> None: ...
+def get_num_threads() -> int: ...
+
+# ---- ops by name, for tests -------------------------------------------------------------------------------------
+
+def op_names() -> list[str]: ...
+def op_fields(op: str) -> list[tuple[str, str]]:
+    """[(field, kind)], kind one of "tensor", "tensors" (a list of up to 6), "int", "float", "ids"."""
+
+def run_op(backend: str, op: str, direction: str, args: Mapping[str, Any]) -> None:
+    """Runs one op in place on the given arrays (dtype real unless the op's header says float64; ids int32); direction "fwd" or "bwd".
+    The arrays' shapes are the tensors' shapes (at most 4 dimensions). Missing fields are absent tensors or zeros."""
+
+def select_isa(name: str) -> str:
+    """Switches the cpu backend to another instruction set ("scalar", "avx2", "avx512", "neon") if this machine has it; returns the one in use."""
+
+# ---- model ------------------------------------------------------------------------------------------------------
+
+class State:
+    """The recurrent state of a batch, as the core keeps it. `rows()` gives (layer, name, array) with read-only zero-copy
+    arrays: ("att_shift", (B,C)), ("wkv", (B,H,key,value)), ("ffn_shift", (B,C)): note wkv is key-major here."""
+
+    batch_size: int
+    nbytes: int
+    def rows(self) -> list[tuple[int, str, np.ndarray]]: ...
+    def copy(self) -> State: ...
+
+class Model:
+    def __init__(self, config: Mapping[str, Any], backend: str = "cpu") -> None:
+        """config: {"vocab_size", "n_embd", "ln0": bool, "time_state": bool, "layers": [{"time_mix": "x070", "channel_mix": "x070",
+        "head_size", "dim_ffn", "d_decay", "d_aaa", "d_mv", "d_gate"}, ...]}. Parameters start as zeros."""
+    num_parameters: int
+    backend: str
+    real: str  # "float32" or "float64"
+    def init(self, seed: int) -> None:
+        """The reference initialisation of every parameter, a function of (seed, parameter name) alone."""
+    def manifest(self) -> list[dict[str, Any]]:
+        """One row per parameter in checkpoint order: {"name", "shape", "decay": bool, "lr_scale": float, "optional": bool}.
+        optional: may be missing from a file because the model never uses it (layer-0 v0, v1, v2)."""
+    def parameters(self) -> dict[str, np.ndarray]:
+        """name -> writable zero-copy view, dtype real, the checkpoint's shape; keeps the model alive."""
+    def gradients(self) -> dict[str, np.ndarray]:
+        """name -> zero-copy view of the gradient (allocated as zeros on first use)."""
+    def zero_gradients(self) -> None: ...
+    def new_state(self, batch_size: int) -> State:
+        """The state before the first token: zeros, or the model's time_state."""
+    def state_from(self, batch_size: int, rows: Sequence[tuple[int, str, np.ndarray]]) -> State: ...
+    def forward(self, ids: np.ndarray, state: State | None = None, logits: str = "all") -> tuple[np.ndarray | None, State]:
+        """ids int32 (B,T), each in [0,V). logits "all" -> (B,T,V), "last" -> (B,V), "none" -> None; dtype real. The given state is not changed."""
+    def loss(self, ids: np.ndarray, targets: np.ndarray, state: State | None = None) -> tuple[float, int, State]:
+        """(sum of cross-entropy over targets != -100, how many those are, final state); no (B,T,V) array is made."""
+    def forward_backward(self, ids: np.ndarray, targets: np.ndarray, scale: float, l2: float, state: State | None = None,
+                         dstate: State | None = None, grad_cp: int = 0) -> tuple[float, int, State, State]:
+        """Adds scale * d(sum of cross-entropy) + L2Wrap (factor l2, 0 = off) to the gradients.
+        dstate: gradient of the final state (None: zeros). Returns (loss sum, count, final state, gradient of the initial state)."""
+    def activations(self, ids: np.ndarray) -> dict[str, np.ndarray]:
+        """The saved rows of a training forward: "blocks.0.att.r" etc. -> copy, for tracing."""
+    def plan(self, batch_size: int, ctx_len: int, training: bool = True, grad_cp: int = 0) -> dict[str, int]:
+        """Bytes, exactly as they will be allocated: {"parameters", "gradients", "moments", "activations", "state", "scratch", "total"}."""
+    def allocated(self) -> dict[str, int]:
+        """The same keys, as allocated now."""
+    def generate(self, ids: np.ndarray, state: State | None, max_new_tokens: int, *, temperature: float, top_p: float, top_k: int,
+                 presence_penalty: float, frequency_penalty: float, penalty_decay: float, seed: int, stop_tokens: Sequence[int],
+                 on_token: Callable[[int], Any] | None) -> tuple[list[int], State]:
+        """ids int32 (T,), T >= 1 (all of them are read before sampling). Ctrl-C is honoured between tokens. on_token(id) may return True to stop."""
+
+def sample(logits: np.ndarray, temperature: float, top_p: float, top_k: int, uniform: float) -> int:
+    """One draw from a row of logits with a given uniform number in [0,1): softmax, top_p, top_k, p^(1/temperature)."""
+
+class Trainer:
+    """Moments and scratch of training; keeps its model alive."""
+
+    def __init__(self, model: Model, *, beta1: float, beta2: float, eps: float, weight_decay: float, grad_clip: float) -> None: ...
+    step_count: int  # settable: Adam's t, number of applied steps
+    def moments(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """(first, second) moments by parameter name, writable zero-copy views."""
+    def step(self, ids: np.ndarray, targets: np.ndarray, *, micro_bsz: int, lr: float, weight_decay: float, l2wrap: bool, grad_cp: int,
+             trainable: Sequence[str] | None = None) -> dict[str, Any]:
+        """One optimizer step over (B,T) int32 ids and targets, B cut into micro-batches of micro_bsz rows (the last may be shorter; gradients
+        are those of the mean over the whole batch). {"loss", "grad_norm" (before clipping), "bad": None or the first non-finite tensor's name}.
+        When bad is set nothing was updated."""
+    def plan_and_allocate(self, batch_size: int, ctx_len: int, grad_cp: int) -> dict[str, int]:
+        """Allocates everything a step needs (rows of one micro-batch) and returns the sizes, see Model.plan."""
+
+# ---- tokenizers and data are described where they are wrapped, in rwkvtune/data ----
