@@ -4,7 +4,6 @@
  * factorisation with a positive diagonal of R: the same distribution as torch.nn.init.orthogonal_. */
 #include <math.h>
 #include <stdlib.h>
-#include <string.h>
 
 #include "base/gemm.h"
 #include "base/parallel.h"
@@ -16,9 +15,9 @@ static void store(RkTensor t, size_t i, double value) {
     else rk_f32(t)[i] = (float)value;
 }
 
-/* Rows to be made orthonormal, PANEL of them at a time. */
+/* Rows to be made orthonormal; PANEL of them at most without matrix products. */
 enum { PANEL = 32 };
-typedef struct { float *q, *along; size_t rows, length, row, end; RkRng rng; } Ortho;
+typedef struct { float *q, *along; size_t rows, length, row; RkRng rng; } Ortho;
 
 static void fill_row(void *ctx, size_t r, int thread) {
     (void)thread;
@@ -45,75 +44,99 @@ static void project_row(void *ctx, size_t task, int thread) {
     for (size_t i = 0; i < o->length; i++) q[i] -= along * done[i];
 }
 
-/* Takes the directions of all rows before `first` out of rows [first, first + n): two matrix products. */
-static void project_panel(Ortho *o, size_t first, size_t n) {
-    if (!first) return;
-    int length = (int)o->length, N = (int)n, done = (int)first;
-    float *panel = o->q + first * o->length;
-    rk_gemm(&(RkGemm){.M = N, .N = done, .K = length, .A = panel, .lda = length, .B = o->q, .ldb = length, .trans_b = 1,
-                      .C = o->along, .ldc = done});
-    for (size_t i = 0; i < n * first; i++) o->along[i] = -o->along[i];
-    rk_gemm(&(RkGemm){.M = N, .N = length, .K = done, .A = o->along, .lda = done, .B = o->q, .ldb = length,
-                      .C = panel, .ldc = length, .accumulate = 1});
+/* Takes the directions of rows [first, first + done) out of the n rows after them: two matrix products. */
+static void project_rows(Ortho *o, size_t first, size_t done, size_t n) {
+    int length = (int)o->length;
+    const float *q = o->q + first * o->length;
+    float *rest = o->q + (first + done) * o->length;
+    rk_gemm(&(RkGemm){.M = (int)n, .N = (int)done, .K = length, .A = rest, .lda = length, .B = q, .ldb = length,
+                      .trans_b = 1, .C = o->along, .ldc = (int)done});
+    for (size_t i = 0; i < n * done; i++) o->along[i] = -o->along[i];
+    rk_gemm(&(RkGemm){.M = (int)n, .N = length, .K = (int)done, .A = o->along, .lda = (int)done, .B = q, .ldb = length,
+                      .C = rest, .ldc = length, .accumulate = 1});
 }
 
-/* Block Gram-Schmidt; every projection is made twice, which is enough for full float32 orthogonality. */
-static void orthonormalise(Ortho *o) {
-    rk_parallel(o->rows, fill_row, o);
-    for (size_t first = 0; first < o->rows; first += PANEL) {
-        size_t n = o->rows - first < PANEL ? o->rows - first : PANEL;
-        for (int pass = 0; pass < 2; pass++) {
-            project_panel(o, first, n);
-            for (o->row = first; o->row < first + n; o->row++) {
-                float *q = o->q + o->row * o->length, scale = (float)(1 / sqrt(dot(q, q, o->length)));
-                for (size_t i = 0; i < o->length; i++) q[i] *= scale;
-                rk_parallel(first + n - o->row - 1, project_row, o);
-            }
-        }
+/* Gram-Schmidt by halves, so that nearly all the work is in large matrix products. */
+static void orthonormalise_rows(Ortho *o, size_t first, size_t n) {
+    if (n > PANEL) {
+        size_t half = n / 2;
+        orthonormalise_rows(o, first, half);
+        project_rows(o, first, half, n - half);
+        orthonormalise_rows(o, first + half, n - half);
+        return;
+    }
+    for (o->row = first; o->row < first + n; o->row++) {
+        float *q = o->q + o->row * o->length, scale = (float)(1 / sqrt(dot(q, q, o->length)));
+        for (size_t i = 0; i < o->length; i++) q[i] *= scale;
+        rk_parallel(first + n - o->row - 1, project_row, o);
     }
 }
 
-static int init_ortho(const RkParam *p, RkRng rng, double gain) {
+/* Twice: the second time the rows are nearly orthonormal already, and what rounding left is taken out. */
+static void orthonormalise(Ortho *o) {
+    rk_parallel(o->rows, fill_row, o);
+    for (int pass = 0; pass < 2; pass++) orthonormalise_rows(o, 0, o->rows);
+}
+
+typedef struct { const RkParam *p; const Ortho *o; double gain; } Transfer;
+
+/* Row r of the parameter from the orthonormal rows, which are its columns when it is tall. */
+static void transfer_row(void *ctx, size_t r, int thread) {
+    (void)thread;
+    const Transfer *t = ctx;
+    size_t cols = (size_t)rk_cols(t->p->value), wide = t->o->length == cols;
+    for (size_t c = 0; c < cols; c++)
+        store(t->p->value, r * cols + c, t->gain * (double)t->o->q[wide ? r * cols + c : c * t->o->length + r]);
+}
+
+static int init_ortho(const RkParam *p, RkRng rng) {
     size_t rows = rk_rows(p->value), cols = (size_t)rk_cols(p->value), wide = rows <= cols;
     Ortho o = {.rows = wide ? rows : cols, .length = wide ? cols : rows, .rng = rng};
+    Transfer t = {p, &o, p->init.arg};
+    if (p->init.kind == INIT_ORTHO_TALL && !wide) t.gain *= sqrt((double)rows / (double)cols);
     o.q = malloc(rows * cols * sizeof *o.q);
-    o.along = malloc(PANEL * o.rows * sizeof *o.along);
+    o.along = malloc((o.rows + 1) * (o.rows + 1) / 4 * sizeof *o.along + 1);
     int rc = RK_OK;
     if (!o.q || !o.along) {
         rc = rk_fail(RK_ENOMEM, "no memory to initialise %s (%zu x %zu)", p->name, rows, cols);
     } else {
-        if (p->init.kind == INIT_ORTHO_TALL && !wide) gain *= sqrt((double)rows / (double)cols);
         orthonormalise(&o);
-        for (size_t r = 0; r < rows; r++)
-            for (size_t c = 0; c < cols; c++)
-                store(p->value, r * cols + c, gain * (double)o.q[wide ? r * cols + c : c * rows + r]);
+        rk_parallel(rows, transfer_row, &t);
     }
     free(o.q);
     free(o.along);
     return rc;
 }
 
-static int init_param(const RkParam *p, const RkConfig *cfg, uint64_t seed) {
-    RkRng rng = rk_rng(seed, p->name);
-    RkInitAt at = {p->layer, cfg->L, cfg->C, cfg->block[p->layer < 0 ? 0 : p->layer].N};
-    size_t n = rk_numel(p->value);
-    switch (p->init.kind) {
-    case INIT_ORTHO:
-    case INIT_ORTHO_TALL: return init_ortho(p, rng, p->init.arg);
-    case INIT_CONST:
-        for (size_t i = 0; i < n; i++) store(p->value, i, p->init.arg);
-        return RK_OK;
-    case INIT_UNIFORM:
-        for (size_t i = 0; i < n; i++) store(p->value, i, p->init.arg * (2 * rk_rng_uniform(rng, i) - 1));
-        return RK_OK;
-    case INIT_RAMP:
-        for (size_t i = 0; i < n; i++) store(p->value, i, (double)(float)p->init.ramp(&at, (int)i));
-        return RK_OK;
-    }
-    return rk_fail(RK_EINVAL, "%s has no initialisation rule", p->name);
+/* ---- everything else: element by element ---- */
+
+enum { FILL_BLOCK = 1 << 16 };
+typedef struct { const RkParam *p; RkRng rng; RkInitAt at; } Fill;
+
+static double element(const Fill *f, size_t i) {
+    const RkInit *init = &f->p->init;
+    if (init->kind == INIT_CONST) return init->arg;
+    if (init->kind == INIT_UNIFORM) return init->arg * (2 * rk_rng_uniform(f->rng, i) - 1);
+    return (double)(float)init->ramp(&f->at, (int)i); /* a float32 value also in a float64 model */
+}
+
+static void fill_block(void *ctx, size_t task, int thread) {
+    (void)thread;
+    const Fill *f = ctx;
+    size_t n = rk_numel(f->p->value), end = (task + 1) * FILL_BLOCK < n ? (task + 1) * FILL_BLOCK : n;
+    for (size_t i = task * FILL_BLOCK; i < end; i++) store(f->p->value, i, element(f, i));
 }
 
 int rk_manifest_init(RkManifest *m, const RkConfig *cfg, uint64_t seed) {
-    for (int i = 0; i < m->n; i++) RK_TRY(init_param(&m->param[i], cfg, seed));
+    for (int i = 0; i < m->n; i++) {
+        const RkParam *p = &m->param[i];
+        RkRng rng = rk_rng(seed, p->name);
+        if (p->init.kind == INIT_ORTHO || p->init.kind == INIT_ORTHO_TALL) {
+            RK_TRY(init_ortho(p, rng));
+            continue;
+        }
+        Fill f = {p, rng, {p->layer, cfg->L, cfg->C, cfg->block[p->layer < 0 ? 0 : p->layer].N}};
+        rk_parallel((rk_numel(p->value) + FILL_BLOCK - 1) / FILL_BLOCK, fill_block, &f);
+    }
     return RK_OK;
 }

@@ -56,12 +56,14 @@ void rk_model_zero_grads(RkModel *m) {
 }
 
 int rk_model_prepare(RkModel *m, RkWorkSize size) {
-    size_t scratch = 0;
+    return rk_work_prepare(&m->work, &m->cfg, &m->man, m->be->dtype, size);
+}
+
+size_t rk_model_scratch_bytes(const RkModel *m) {
+    size_t most = 0;
     for (int l = 0; l < m->cfg.L; l++) {
         size_t need = m->be->scratch_bytes(m->cfg.block[l].N);
-        if (need > scratch) scratch = need;
+        if (need > most) most = need;
     }
-    for (int t = 0; t < rk_num_threads(); t++)
-        if (!rk_thread_scratch(t, scratch)) return rk_fail(RK_ENOMEM, "no memory for the scratch of %d threads", rk_num_threads());
-    return rk_work_prepare(&m->work, &m->cfg, &m->man, m->be->dtype, size);
+    return most * (size_t)rk_num_threads();
 }

@@ -25,6 +25,9 @@ void rk_model_zero_grads(RkModel *m);
 /* Lays out and allocates the memory of calls of this size; reuses what is there when it is large enough. */
 int rk_model_prepare(RkModel *m, RkWorkSize size);
 
+/* At most this much scratch is allocated by the threads, each when it first needs it. */
+size_t rk_model_scratch_bytes(const RkModel *m);
+
 /* ---- running ---- */
 
 enum { RK_LOGITS_NONE, RK_LOGITS_LAST, RK_LOGITS_ALL };

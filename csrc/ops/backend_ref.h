@@ -5,6 +5,7 @@
  * threads only over independent rows. Included once per element type by backend_ref_f32.c and backend_ref_f64.c,
  * which define `real` and the table's name. */
 #include <math.h>
+#include <stdatomic.h>
 #include <string.h>
 
 #include "base/parallel.h"

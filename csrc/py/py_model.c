@@ -318,15 +318,6 @@ static PyObject *model_activations(PyObject *op, PyObject *arg) {
 
 /* ---- memory ---- */
 
-static size_t scratch_bytes(const RkModel *m) {
-    size_t most = 0;
-    for (int l = 0; l < m->cfg.L; l++) {
-        size_t need = m->be->scratch_bytes(m->cfg.block[l].N);
-        if (need > most) most = need;
-    }
-    return most * (size_t)rk_num_threads();
-}
-
 static PyObject *model_plan(PyObject *op, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"batch_size", "ctx_len", "training", "grad_cp", NULL};
     RkModel *m = &((RkPyModel *)op)->model;
@@ -336,7 +327,7 @@ static PyObject *model_plan(PyObject *op, PyObject *args, PyObject *kwargs) {
     size_t state = rk_state_bytes(&m->cfg, m->be->dtype, B) * (training ? 2 + (m->cfg.time_state != 0) : 1);
     size_t work = rk_work_measure(&m->cfg, &m->man, m->be->dtype, (RkWorkSize){B, T, training, grad_cp});
     size_t trained = training ? m->value_bytes : 0;
-    return rk_py_sizes(m->value_bytes, trained, 2 * trained, work, state, scratch_bytes(m));
+    return rk_py_sizes(m->value_bytes, trained, 2 * trained, work, state, rk_model_scratch_bytes(m));
 }
 
 static PyObject *model_allocated(PyObject *op, PyObject *unused) {

@@ -1,5 +1,5 @@
 /* One (sequence, head) is one task. S[j * N + i]: key slot j, value slot i. */
-typedef struct { const RkWkv7 *o; size_t T, H, N, chunks; } Wkv7Ref;
+typedef struct { const RkWkv7 *o; size_t T, H, N, chunks; atomic_int no_memory; } Wkv7Ref;
 
 /* Scratch of one task: the states before and after every token of a chunk, the state's gradient, three rows. */
 #define RK_WKV7_REF_SCRATCH(N) (((RK_WKV_CHUNK + 2) * (size_t)(N) * (size_t)(N) + 3 * (size_t)(N)) * sizeof(real))
@@ -8,7 +8,7 @@ static const double WKV7_KAPPA = 0.60653065971263342360; /* e^{-1/2} */
 
 static Wkv7Ref wkv7_sizes(const RkWkv7 *o) {
     size_t T = (size_t)o->r.d[1];
-    return (Wkv7Ref){o, T, (size_t)o->r.d[2], (size_t)o->r.d[3], (T + RK_WKV_CHUNK - 1) / RK_WKV_CHUNK};
+    return (Wkv7Ref){o, T, (size_t)o->r.d[2], (size_t)o->r.d[3], (T + RK_WKV_CHUNK - 1) / RK_WKV_CHUNK, 0};
 }
 
 static real wkv7_decay(real s) { return (real)exp(-WKV7_KAPPA * sigmoid(s)); }
@@ -28,10 +28,14 @@ static void wkv7_token(const Wkv7Ref *w, size_t at, const real *S, real *next, r
 }
 
 static void wkv7_fwd_head(void *ctx, size_t bh, int thread) {
-    const Wkv7Ref *w = ctx;
+    Wkv7Ref *w = ctx;
     const RkWkv7 *o = w->o;
     size_t N = w->N, T = w->T;
     real *S = rk_thread_scratch(thread, RK_WKV7_REF_SCRATCH(N)), *z = S + N * N;
+    if (!S) {
+        atomic_store(&w->no_memory, 1);
+        return;
+    }
     if (o->s0.p) memcpy(S, P(o->s0) + bh * N * N, N * N * sizeof(real));
     else memset(S, 0, N * N * sizeof(real));
     for (size_t t = 0; t < T; t++) {
@@ -85,11 +89,15 @@ static void wkv7_token_bwd(const Wkv7Ref *w, size_t at, const real *before, cons
 }
 
 static void wkv7_bwd_head(void *ctx, size_t bh, int thread) {
-    const Wkv7Ref *w = ctx;
+    Wkv7Ref *w = ctx;
     const RkWkv7 *o = w->o;
     size_t N = w->N, T = w->T, NN = N * N;
     real *states = rk_thread_scratch(thread, RK_WKV7_REF_SCRATCH(N)), *D = states + (RK_WKV_CHUNK + 1) * NN;
     real *z = D + NN, *dz = z + N;
+    if (!states) {
+        atomic_store(&w->no_memory, 1);
+        return;
+    }
     if (o->dsT.p) memcpy(D, P(o->dsT) + bh * NN, NN * sizeof(real));
     else memset(D, 0, NN * sizeof(real));
     for (size_t c = w->chunks; c-- > 0;) {
@@ -103,14 +111,11 @@ static void wkv7_bwd_head(void *ctx, size_t bh, int thread) {
     if (o->ds0.p) memcpy(P(o->ds0) + bh * NN, D, NN * sizeof(real));
 }
 
-static int wkv7_fwd(const RkWkv7 *o) {
+static int wkv7_run(const RkWkv7 *o, RkTaskFn head) {
     Wkv7Ref w = wkv7_sizes(o);
-    rk_parallel((size_t)o->r.d[0] * w.H, wkv7_fwd_head, &w);
-    return RK_OK;
+    rk_parallel((size_t)o->r.d[0] * w.H, head, &w);
+    return w.no_memory ? rk_fail(RK_ENOMEM, "no memory for the scratch of wkv7, head size %zu", w.N) : RK_OK;
 }
 
-static int wkv7_bwd(const RkWkv7 *o) {
-    Wkv7Ref w = wkv7_sizes(o);
-    rk_parallel((size_t)o->r.d[0] * w.H, wkv7_bwd_head, &w);
-    return RK_OK;
-}
+static int wkv7_fwd(const RkWkv7 *o) { return wkv7_run(o, wkv7_fwd_head); }
+static int wkv7_bwd(const RkWkv7 *o) { return wkv7_run(o, wkv7_bwd_head); }
