@@ -1,0 +1,51 @@
+"""Reading, writing and recognising weight files, without torch.
+
+| name | from | purpose |
+|---|---|---|
+| `read_checkpoint` | here | open a `.pth` or `.safetensors` file, whichever it is |
+| `read_pth`, `load_state_dict`, `write_pth` | `pth` | torch's own container |
+| `read_safetensors`, `write_safetensors` | `safetensors` | the safetensors container |
+| `Checkpoint`, `LazyTensor`, `bfloat16_tensor` | `lazy_tensor` | what readers return, and raw bf16 for writers |
+| `detect`, `inspect_checkpoint` | `detect` | version and sizes of a model from the shapes in its file |
+| `atomic_write` | `atomic` | the way every file of this package is written |
+
+Submodules are imported at first use, so that importing the package stays cheap.
+"""
+
+from .detect import detect, inspect_checkpoint
+
+_HOME = {
+    "atomic_write": "atomic",
+    "Checkpoint": "lazy_tensor",
+    "LazyTensor": "lazy_tensor",
+    "bfloat16_tensor": "lazy_tensor",
+    "load_state_dict": "pth",
+    "read_pth": "pth",
+    "write_pth": "pth",
+    "read_safetensors": "safetensors",
+    "write_safetensors": "safetensors",
+}
+
+__all__ = ["detect", "inspect_checkpoint", "read_checkpoint", *sorted(_HOME)]
+
+
+def __getattr__(name):
+    from importlib import import_module
+
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{_HOME[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def read_checkpoint(path):
+    """Open a weight file of either format, told apart by its first bytes and not by its name.
+
+    path: file name.  Returns a `Checkpoint`: tensor name -> `LazyTensor`, nothing but the header read.
+    Raises FormatError (not a weight file, or a damaged one), OSError (cannot be opened).
+    """
+    from . import pth, safetensors
+
+    reader = safetensors.read_safetensors if safetensors.is_safetensors(path) else pth.read_pth
+    return reader(path)
