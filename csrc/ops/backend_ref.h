@@ -16,6 +16,12 @@
 
 static inline real sigmoid(real x) { return 1 / (1 + (real)exp(-x)); }
 
+/* sigma(x) (1 - sigma(x)) without the cancellation of 1 - sigma(x) for large x. */
+static inline real sigmoid_slope(real x) {
+    real e = (real)exp(-fabs(x));
+    return e / ((1 + e) * (1 + e));
+}
+
 #include "ops/embed/embed_ref.h"
 #include "ops/ffn/relu2_ref.h"
 #include "ops/gate/key_prep_ref.h"

@@ -42,7 +42,7 @@ static int key_prep_bwd(const RkKeyPrep *o) {
             real drate = P(o->dbeta)[at + j] * khat + dk * k0[j] * k_a[j];
             P(o->dk_k)[head + j] += dq * k0[j];
             P(o->dk_a)[head + j] += dk * k0[j] * (rate - 1);
-            P(o->da)[at + j] = drate * rate * (1 - rate);
+            P(o->da)[at + j] = drate * sigmoid_slope(P(o->a)[at + j]);
             P(o->dk0)[at + j] = dk * (1 + (rate - 1) * k_a[j]) + dq * k_k[j];
         }
     }

@@ -70,7 +70,7 @@ static void wkv7_token_bwd(const Wkv7Ref *w, size_t at, const real *before, cons
         P(o->dv)[at + i] += dv;
     }
     for (size_t j = 0; j < N; j++) {
-        real gate = sigmoid(P(o->s)[at + j]), d = wkv7_decay(P(o->s)[at + j]), dr = 0, dk = 0, da = 0, db = 0, dd = 0;
+        real s = P(o->s)[at + j], d = wkv7_decay(s), dr = 0, dk = 0, da = 0, db = 0, dd = 0;
         for (size_t i = 0; i < N; i++) {
             size_t ji = j * N + i;
             dr += after[ji] * dy[i];
@@ -84,7 +84,7 @@ static void wkv7_token_bwd(const Wkv7Ref *w, size_t at, const real *before, cons
         P(o->dk)[at + j] += dk;
         P(o->da)[at + j] = da;
         P(o->db)[at + j] = db;
-        P(o->ds)[at + j] = (real)-WKV7_KAPPA * gate * (1 - gate) * d * dd;
+        P(o->ds)[at + j] = (real)-WKV7_KAPPA * sigmoid_slope(s) * d * dd;
     }
 }
 
