@@ -1,0 +1,150 @@
+/* kernels.h - the SIMD kernels: single-threaded work over raw float pointers and ranges, written once and compiled once per
+ * instruction set. ops/ cuts an op into tasks and calls these through the table `rk_k`.
+ *
+ * Ranges of columns start at multiples of RK_COLUMN_STEP, so an element's lane, and with it its bits, do not depend on how
+ * the work was cut. Sizes: R rows, C columns of a row, H heads of N columns, B sequences of T tokens. */
+#ifndef RK_KERNELS_KERNELS_H
+#define RK_KERNELS_KERNELS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+enum { RK_COLUMN_STEP = 16, RK_COLUMNS_MAX = 256 /* of one call that owns columns */, RK_FEW_ROWS = 4 };
+
+typedef struct RkValueResidualRows {
+    const float *v0, *v_first, *nu, *dv; /* (n) */
+    float *v, *dv0, *dnu, *dv_first;
+} RkValueResidualRows;
+
+typedef struct RkLayerNormRows {
+    const float *x, *w, *b, *dy, *dres; /* (R,C), (C), (C), (R,C), (R,C) or NULL */
+    float *y, *stats, *dx, *dw, *db;    /* (R,C), (R,2) (forward: or NULL), (R,C), (C), (C) */
+    size_t R, C;
+    float eps;
+} RkLayerNormRows;
+
+/* y (R,M) = x (R,K) w^T, w (M,K), R <= RK_FEW_ROWS. */
+typedef struct RkRowsTimesTransposed {
+    const float *x, *w;
+    float *y;
+    size_t R, K, M;
+} RkRowsTimesTransposed;
+
+/* y (R,M) = bias + x (R,K) m, m (K,M), R <= RK_FEW_ROWS; bias (M) or NULL. */
+typedef struct RkRowsTimesMatrix {
+    const float *x, *m, *bias;
+    float *y;
+    size_t R, K, M;
+} RkRowsTimesMatrix;
+
+typedef struct RkShiftLerpRow {
+    const float *x, *before; /* (C), the token and the one before it or NULL for zeros */
+    const float *mu[6];
+    float *y[6];
+    size_t C;
+    int n;
+} RkShiftLerpRow;
+
+typedef struct RkShiftLerpGrad {
+    const float *x, *prev, *dlast; /* (B,T,C), (B,C) or NULL, (B,C) or NULL */
+    const float *mu[6], *dy[6];
+    float *dx, *dprev, *dmu[6]; /* (B,T,C), (B,C) or NULL, (C) */
+    size_t B, T, C;
+    int n;
+} RkShiftLerpGrad;
+
+typedef struct RkKeyPrepRows {
+    const float *k0, *a, *k_k, *k_a, *dk, *dalpha, *dbeta;
+    float *k, *alpha, *beta, *dk0, *da, *dk_k, *dk_a;
+    size_t R, H, N;
+} RkKeyPrepRows;
+
+typedef struct RkOutGateRows {
+    const float *y, *r, *k, *v, *r_k, *w, *b, *g, *do_;
+    float *o, *dy, *dr, *dk, *dv, *dg, *dr_k, *dw, *db;
+    size_t R, H, N;
+    float eps;
+} RkOutGateRows;
+
+/* One head of one sequence; token t of a row starts at t * stride. Fields as in ops/wkv/wkv7.h. */
+typedef struct RkWkv7Head {
+    const float *r, *s, *k, *v, *a, *b, *dy;
+    float *y, *z, *dr, *dk, *dv, *ds, *da, *db; /* forward: z may be NULL */
+    float *state;   /* (N,N): forward: updated in place; backward: its gradient, updated in place */
+    float *ckpt;    /* (ceil(T/chunk),N,N), forward: written, may be NULL; backward: read */
+    float *scratch; /* rk_wkv7_*_scratch(N) floats, 64-byte aligned */
+    size_t T, N, stride;
+} RkWkv7Head;
+
+enum { RK_WKV7_TOKENS = 16 /* between two checkpoints */, RK_LANES_MAX = 16 };
+static inline size_t rk_wkv7_fwd_scratch(size_t N) { return (RK_WKV7_TOKENS + 2) * (N + RK_LANES_MAX); }
+static inline size_t rk_wkv7_bwd_scratch(size_t N) {
+    return (RK_WKV7_TOKENS - 1) * (N + 1) * N + (7 * RK_WKV7_TOKENS + 1) * (N + RK_LANES_MAX) +
+           RK_WKV7_TOKENS * RK_LANES_MAX * RK_LANES_MAX;
+}
+
+typedef struct RkXentRow {
+    int target; /* negative: the row does not count */
+    int grad;
+    double scale, l2;
+} RkXentRow;
+
+typedef struct RkAdamWRange {
+    float *p, *m, *v; /* (n) */
+    const float *g;
+    float gscale, lr, beta1, one_minus_beta1, beta2, one_minus_beta2, eps, wd, inverse_bias1, inverse_bias2;
+} RkAdamWRange;
+
+/* X(result, name, arguments); what each computes stands in the ops header of the same name. "lo, hi" are rows, columns,
+ * heads or elements as named. */
+#define RK_KERNELS(X)                                                                                       \
+    /* elementwise, in place: the vocabulary's own functions */                                             \
+    X(void, exp, (float *x, size_t n))                                                                      \
+    X(void, tanh, (float *x, size_t n))                                                                     \
+    X(void, sigmoid, (float *x, size_t n))                                                                  \
+    /* dh *= f'(h) from the value h of the activation */                                                    \
+    X(void, tanh_slope, (const float *h, float *dh, size_t n))                                              \
+    X(void, sigmoid_slope, (const float *h, float *dh, size_t n))                                           \
+    X(void, add, (const float *a, const float *b, float *y, size_t n))                                      \
+    X(void, relu2_fwd, (const float *x, float *y, size_t n))                                                \
+    X(void, relu2_bwd, (const float *x, const float *dy, float *dx, size_t n))                              \
+    X(void, value_residual_fwd, (const RkValueResidualRows *a, size_t lo, size_t hi))                       \
+    X(void, value_residual_bwd, (const RkValueResidualRows *a, size_t lo, size_t hi))                       \
+    /* dst[c] += sum over R rows of src[r * C + c], for columns [lo, hi) */                                 \
+    X(void, column_sums, (const float *src, float *dst, size_t R, size_t C, size_t lo, size_t hi))          \
+    X(void, layernorm_fwd, (const RkLayerNormRows *a, size_t row_lo, size_t row_hi))                        \
+    X(void, layernorm_bwd_rows, (const RkLayerNormRows *a, size_t row_lo, size_t row_hi))                   \
+    X(void, layernorm_bwd_columns, (const RkLayerNormRows *a, size_t lo, size_t hi))                        \
+    /* output columns [lo, hi) of y */                                                                      \
+    X(void, rows_times_transposed, (const RkRowsTimesTransposed *a, size_t lo, size_t hi))                  \
+    X(void, rows_times_matrix, (const RkRowsTimesMatrix *a, size_t lo, size_t hi))                          \
+    X(void, shift_lerp_fwd, (const RkShiftLerpRow *a))                                                      \
+    X(void, shift_lerp_bwd, (const RkShiftLerpGrad *a, size_t lo, size_t hi))                               \
+    X(void, key_prep_fwd, (const RkKeyPrepRows *a, size_t row_lo, size_t row_hi))                           \
+    X(void, key_prep_bwd, (const RkKeyPrepRows *a, size_t head_lo, size_t head_hi))                         \
+    X(void, out_gate_fwd, (const RkOutGateRows *a, size_t row_lo, size_t row_hi))                           \
+    X(void, out_gate_bwd, (const RkOutGateRows *a, size_t head_lo, size_t head_hi))                         \
+    X(void, wkv7_fwd, (const RkWkv7Head *a))                                                                \
+    X(void, wkv7_bwd, (const RkWkv7Head *a))                                                                \
+    X(double, xent_row, (float *z, size_t n, const RkXentRow *a))                                           \
+    X(void, adamw, (const RkAdamWRange *a, size_t lo, size_t hi))                                           \
+    X(double, sumsq, (const float *x, size_t n))
+
+typedef struct RkKernels {
+    const char *isa; /* "scalar", "avx2", "avx512" or "neon" */
+    int lanes;
+#define X(result, name, arguments) result(*name) arguments;
+    RK_KERNELS(X)
+#undef X
+} RkKernels;
+
+extern RkKernels rk_k; /* the tier in use */
+
+/* Picks the best tier this machine runs; the environment variable RWKVTUNE_ISA may only lower it. Once, at import.
+ * Error: RK_EINVAL for a name that is no tier; the best tier is in use then. */
+int rk_kernels_init(void);
+
+/* Takes the tier of that name; RK_EINVAL when it is unknown, not in this build or not on this machine. Not while ops run. */
+int rk_kernels_select(const char *isa);
+
+#endif

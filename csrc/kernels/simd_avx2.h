@@ -1,0 +1,82 @@
+/* simd_avx2.h - the vector vocabulary for AVX2 with FMA: 8 lanes, 16 registers. */
+#ifndef RK_KERNELS_SIMD_AVX2_H
+#define RK_KERNELS_SIMD_AVX2_H
+
+#include <immintrin.h>
+
+#define RK_LANES 8
+#define RK_WKV_FWD_TILE 2
+#define RK_WKV_BWD_TILE 4
+#define RK_WKV_ROW_TILE 8
+
+typedef __m256 Vec;
+typedef struct VecSum64 { __m256d lo, hi; } VecSum64;
+
+SIMD __m256i mask_of(size_t n) {
+    static const int32_t ones_then_zeros[16] = {-1, -1, -1, -1, -1, -1, -1, -1};
+    return _mm256_loadu_si256((const __m256i *)(ones_then_zeros + 8 - n));
+}
+
+SIMD Vec vec_load(const float *p) { return _mm256_loadu_ps(p); }
+SIMD void vec_store(float *p, Vec v) { _mm256_storeu_ps(p, v); }
+SIMD Vec vec_load_part(const float *p, size_t n) { return n >= 8 ? vec_load(p) : _mm256_maskload_ps(p, mask_of(n)); }
+SIMD void vec_store_part(float *p, size_t n, Vec v) {
+    if (n >= 8) vec_store(p, v);
+    else _mm256_maskstore_ps(p, mask_of(n), v);
+}
+SIMD Vec vec_keep_part(Vec v, size_t n) { return n >= 8 ? v : _mm256_and_ps(v, _mm256_castsi256_ps(mask_of(n))); }
+SIMD Vec vec_set(float x) { return _mm256_set1_ps(x); }
+SIMD Vec vec_fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
+SIMD Vec vec_min(Vec a, Vec b) { return _mm256_min_ps(a, b); }
+SIMD Vec vec_max(Vec a, Vec b) { return _mm256_max_ps(a, b); }
+SIMD Vec vec_sqrt(Vec a) { return _mm256_sqrt_ps(a); }
+SIMD Vec vec_abs(Vec a) { return _mm256_andnot_ps(vec_set(-0.0f), a); }
+SIMD Vec vec_copy_sign(Vec size, Vec sign) {
+    Vec bit = vec_set(-0.0f);
+    return _mm256_or_ps(_mm256_andnot_ps(bit, size), _mm256_and_ps(bit, sign));
+}
+
+SIMD float vec_sum(Vec v) {
+    __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
+SIMD float vec_max_lane(Vec v) {
+    __m128 s = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    s = _mm_max_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_max_ss(s, _mm_movehdup_ps(s)));
+}
+
+/* Within each 128 bits: {sum of a's four, of b's, of c's, of d's} of that part. A blend where one will do: it runs beside the
+ * shuffles, which are the scarce ones. */
+SIMD Vec vec_fold2(Vec a, Vec b) { return _mm256_shuffle_ps(a, b, 0x4e) + _mm256_blend_ps(a, b, 0xcc); }
+SIMD Vec vec_fold4(const float *p) {
+    Vec ab = vec_fold2(vec_load(p), vec_load(p + 8)), cd = vec_fold2(vec_load(p + 16), vec_load(p + 24));
+    return _mm256_shuffle_ps(ab, cd, 0x88) + _mm256_shuffle_ps(ab, cd, 0xdd);
+}
+SIMD Vec vec_sum_rows(const float *rows) {
+    Vec low = vec_fold4(rows), high = vec_fold4(rows + 32);
+    return _mm256_permute2f128_ps(low, high, 0x21) + _mm256_blend_ps(low, high, 0xf0);
+}
+
+SIMD Vec vec_pow2(Vec shifted) {
+    __m256i n = _mm256_add_epi32(_mm256_castps_si256(shifted), _mm256_set1_epi32(127));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(n, 23));
+}
+SIMD Vec vec_ldexp(Vec a, Vec shifted) {
+    __m256i n = _mm256_sub_epi32(_mm256_castps_si256(shifted), _mm256_set1_epi32(RK_ROUND_BITS)), half = _mm256_srai_epi32(n, 1);
+    return a * vec_pow2(_mm256_castsi256_ps(half)) * vec_pow2(_mm256_castsi256_ps(_mm256_sub_epi32(n, half)));
+}
+
+SIMD VecSum64 vec_sum64_zero(void) { return (VecSum64){_mm256_setzero_pd(), _mm256_setzero_pd()}; }
+SIMD VecSum64 vec_sum64_square(VecSum64 s, Vec v) {
+    __m256d lo = _mm256_cvtps_pd(_mm256_castps256_ps128(v)), hi = _mm256_cvtps_pd(_mm256_extractf128_ps(v, 1));
+    return (VecSum64){_mm256_fmadd_pd(lo, lo, s.lo), _mm256_fmadd_pd(hi, hi, s.hi)};
+}
+SIMD double vec_sum64(VecSum64 s) {
+    __m256d v = s.lo + s.hi;
+    __m128d h = _mm_add_pd(_mm256_castpd256_pd128(v), _mm256_extractf128_pd(v, 1));
+    return _mm_cvtsd_f64(_mm_add_sd(h, _mm_unpackhi_pd(h, h)));
+}
+
+#endif

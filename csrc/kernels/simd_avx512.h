@@ -1,0 +1,66 @@
+/* simd_avx512.h - the vector vocabulary for AVX-512 (F, VL, BW, DQ): 16 lanes, 32 registers, masked memory access. */
+#ifndef RK_KERNELS_SIMD_AVX512_H
+#define RK_KERNELS_SIMD_AVX512_H
+
+#include <immintrin.h>
+
+#define RK_LANES 16
+#define RK_WKV_FWD_TILE 4
+#define RK_WKV_BWD_TILE 4
+#define RK_WKV_ROW_TILE 4
+
+typedef __m512 Vec;
+typedef struct VecSum64 { __m512d lo, hi; } VecSum64;
+
+SIMD __mmask16 mask_of(size_t n) { return (__mmask16)((1u << n) - 1); }
+
+SIMD Vec vec_load(const float *p) { return _mm512_loadu_ps(p); }
+SIMD void vec_store(float *p, Vec v) { _mm512_storeu_ps(p, v); }
+SIMD Vec vec_load_part(const float *p, size_t n) { return n >= 16 ? vec_load(p) : _mm512_maskz_loadu_ps(mask_of(n), p); }
+SIMD void vec_store_part(float *p, size_t n, Vec v) {
+    if (n >= 16) vec_store(p, v);
+    else _mm512_mask_storeu_ps(p, mask_of(n), v);
+}
+SIMD Vec vec_keep_part(Vec v, size_t n) { return n >= 16 ? v : _mm512_maskz_mov_ps(mask_of(n), v); }
+SIMD Vec vec_set(float x) { return _mm512_set1_ps(x); }
+SIMD Vec vec_fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
+SIMD Vec vec_min(Vec a, Vec b) { return _mm512_min_ps(a, b); }
+SIMD Vec vec_max(Vec a, Vec b) { return _mm512_max_ps(a, b); }
+SIMD Vec vec_sqrt(Vec a) { return _mm512_sqrt_ps(a); }
+SIMD Vec vec_abs(Vec a) { return _mm512_abs_ps(a); }
+SIMD Vec vec_copy_sign(Vec size, Vec sign) {
+    Vec bit = vec_set(-0.0f);
+    return _mm512_or_ps(_mm512_andnot_ps(bit, size), _mm512_and_ps(bit, sign));
+}
+SIMD float vec_sum(Vec v) { return _mm512_reduce_add_ps(v); }
+SIMD float vec_max_lane(Vec v) { return _mm512_reduce_max_ps(v); }
+
+/* Within each 128 bits: {sum of a's four, of b's, of c's, of d's} of that part. A blend where one will do: it runs beside the
+ * shuffles, which are the scarce ones. */
+SIMD Vec vec_fold2(Vec a, Vec b) { return _mm512_shuffle_ps(a, b, 0x4e) + _mm512_mask_blend_ps(0xcccc, a, b); }
+SIMD Vec vec_fold4(const float *p) {
+    Vec ab = vec_fold2(vec_load(p), vec_load(p + 16)), cd = vec_fold2(vec_load(p + 32), vec_load(p + 48));
+    return _mm512_shuffle_ps(ab, cd, 0x88) + _mm512_shuffle_ps(ab, cd, 0xdd);
+}
+/* {p0+p2, p1+p3, q0+q2, q1+q3} in parts of 128 bits. */
+SIMD Vec vec_fold_parts(Vec p, Vec q) { return _mm512_shuffle_f32x4(p, q, 0x4e) + _mm512_mask_blend_ps(0xff00, p, q); }
+SIMD Vec vec_sum_rows(const float *rows) {
+    Vec low = vec_fold_parts(vec_fold4(rows), vec_fold4(rows + 64));
+    Vec high = vec_fold_parts(vec_fold4(rows + 128), vec_fold4(rows + 192));
+    return _mm512_shuffle_f32x4(low, high, 0x88) + _mm512_shuffle_f32x4(low, high, 0xdd);
+}
+
+SIMD Vec vec_pow2(Vec shifted) {
+    __m512i n = _mm512_add_epi32(_mm512_castps_si512(shifted), _mm512_set1_epi32(127));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(n, 23));
+}
+SIMD Vec vec_ldexp(Vec a, Vec shifted) { return _mm512_scalef_ps(a, shifted - vec_set(RK_ROUND)); }
+
+SIMD VecSum64 vec_sum64_zero(void) { return (VecSum64){_mm512_setzero_pd(), _mm512_setzero_pd()}; }
+SIMD VecSum64 vec_sum64_square(VecSum64 s, Vec v) {
+    __m512d lo = _mm512_cvtps_pd(_mm512_castps512_ps256(v)), hi = _mm512_cvtps_pd(_mm512_extractf32x8_ps(v, 1));
+    return (VecSum64){_mm512_fmadd_pd(lo, lo, s.lo), _mm512_fmadd_pd(hi, hi, s.hi)};
+}
+SIMD double vec_sum64(VecSum64 s) { return _mm512_reduce_add_pd(s.lo + s.hi); }
+
+#endif

@@ -1,0 +1,63 @@
+/* simd_neon.h - the vector vocabulary for AArch64 NEON: 4 lanes, 32 registers. */
+#ifndef RK_KERNELS_SIMD_NEON_H
+#define RK_KERNELS_SIMD_NEON_H
+
+#include <arm_neon.h>
+
+#define RK_LANES 4
+#define RK_WKV_FWD_TILE 4
+#define RK_WKV_BWD_TILE 8
+#define RK_WKV_ROW_TILE 16
+
+typedef float32x4_t Vec;
+typedef struct VecSum64 { float64x2_t lo, hi; } VecSum64;
+
+SIMD Vec vec_load(const float *p) { return vld1q_f32(p); }
+SIMD void vec_store(float *p, Vec v) { vst1q_f32(p, v); }
+SIMD Vec vec_load_part(const float *p, size_t n) {
+    if (n >= 4) return vec_load(p);
+    float part[4] = {0};
+    for (size_t i = 0; i < n; i++) part[i] = p[i];
+    return vec_load(part);
+}
+SIMD void vec_store_part(float *p, size_t n, Vec v) {
+    if (n >= 4) { vec_store(p, v); return; }
+    float part[4];
+    vec_store(part, v);
+    for (size_t i = 0; i < n; i++) p[i] = part[i];
+}
+SIMD Vec vec_keep_part(Vec v, size_t n) {
+    if (n >= 4) return v;
+    float part[4];
+    vec_store(part, v);
+    return vec_load_part(part, n);
+}
+SIMD Vec vec_set(float x) { return vdupq_n_f32(x); }
+SIMD Vec vec_fma(Vec a, Vec b, Vec c) { return vfmaq_f32(c, a, b); }
+SIMD Vec vec_min(Vec a, Vec b) { return vminq_f32(a, b); }
+SIMD Vec vec_max(Vec a, Vec b) { return vmaxq_f32(a, b); }
+SIMD Vec vec_sqrt(Vec a) { return vsqrtq_f32(a); }
+SIMD Vec vec_abs(Vec a) { return vabsq_f32(a); }
+SIMD Vec vec_copy_sign(Vec size, Vec sign) { return vbslq_f32(vdupq_n_u32(0x80000000u), sign, size); }
+SIMD float vec_sum(Vec v) { return vaddvq_f32(v); }
+SIMD float vec_max_lane(Vec v) { return vmaxvq_f32(v); }
+SIMD Vec vec_sum_rows(const float *rows) {
+    return vpaddq_f32(vpaddq_f32(vec_load(rows), vec_load(rows + 4)), vpaddq_f32(vec_load(rows + 8), vec_load(rows + 12)));
+}
+
+SIMD Vec vec_pow2(Vec shifted) {
+    return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vreinterpretq_s32_f32(shifted), vdupq_n_s32(127)), 23));
+}
+SIMD Vec vec_ldexp(Vec a, Vec shifted) {
+    int32x4_t n = vsubq_s32(vreinterpretq_s32_f32(shifted), vdupq_n_s32(RK_ROUND_BITS)), half = vshrq_n_s32(n, 1);
+    return a * vec_pow2(vreinterpretq_f32_s32(half)) * vec_pow2(vreinterpretq_f32_s32(vsubq_s32(n, half)));
+}
+
+SIMD VecSum64 vec_sum64_zero(void) { return (VecSum64){vdupq_n_f64(0), vdupq_n_f64(0)}; }
+SIMD VecSum64 vec_sum64_square(VecSum64 s, Vec v) {
+    float64x2_t lo = vcvt_f64_f32(vget_low_f32(v)), hi = vcvt_high_f64_f32(v);
+    return (VecSum64){vfmaq_f64(s.lo, lo, lo), vfmaq_f64(s.hi, hi, hi)};
+}
+SIMD double vec_sum64(VecSum64 s) { return vaddvq_f64(vaddq_f64(s.lo, s.hi)); }
+
+#endif

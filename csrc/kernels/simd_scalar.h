@@ -1,0 +1,41 @@
+/* simd_scalar.h - the vector vocabulary with one lane: plain C, for every machine. */
+#ifndef RK_KERNELS_SIMD_SCALAR_H
+#define RK_KERNELS_SIMD_SCALAR_H
+
+#include <math.h>
+
+#define RK_LANES 1
+#define RK_WKV_FWD_TILE 4 /* vectors of values kept in registers while the forward walks the keys */
+#define RK_WKV_BWD_TILE 4 /* the same for the backward */
+#define RK_WKV_ROW_TILE 4 /* vectors of one state row kept in registers */
+
+typedef float Vec;
+typedef struct VecSum64 { double sum; } VecSum64;
+
+SIMD Vec vec_load(const float *p) { return *p; }
+SIMD void vec_store(float *p, Vec v) { *p = v; }
+SIMD Vec vec_load_part(const float *p, size_t n) { return n ? *p : 0; }
+SIMD void vec_store_part(float *p, size_t n, Vec v) { if (n) *p = v; }
+SIMD Vec vec_keep_part(Vec v, size_t n) { return n ? v : 0; }
+SIMD Vec vec_set(float x) { return x; }
+SIMD Vec vec_fma(Vec a, Vec b, Vec c) { return a * b + c; }
+SIMD Vec vec_min(Vec a, Vec b) { return a < b ? a : b; }
+SIMD Vec vec_max(Vec a, Vec b) { return a > b ? a : b; }
+SIMD Vec vec_sqrt(Vec a) { return __builtin_sqrtf(a); }
+SIMD Vec vec_abs(Vec a) { return __builtin_fabsf(a); }
+SIMD Vec vec_copy_sign(Vec size, Vec sign) { return __builtin_copysignf(size, sign); }
+SIMD float vec_sum(Vec v) { return v; }
+SIMD float vec_max_lane(Vec v) { return v; }
+SIMD Vec vec_sum_rows(const float *rows) { return *rows; }
+
+SIMD Vec vec_pow2(Vec shifted) { return rk_float_of((rk_bits_of(shifted) + 127) << 23); }
+SIMD Vec vec_ldexp(Vec a, Vec shifted) {
+    uint32_t n = rk_bits_of(shifted) - RK_ROUND_BITS, half = n >> 1 | (n & 0x80000000u);
+    return a * rk_float_of((half + 127) << 23) * rk_float_of((n - half + 127) << 23);
+}
+
+SIMD VecSum64 vec_sum64_zero(void) { return (VecSum64){0}; }
+SIMD VecSum64 vec_sum64_square(VecSum64 s, Vec v) { return (VecSum64){s.sum + (double)v * (double)v}; }
+SIMD double vec_sum64(VecSum64 s) { return s.sum; }
+
+#endif

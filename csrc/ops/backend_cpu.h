@@ -1,0 +1,45 @@
+/* backend_cpu.h - what the files of the cpu backend share: their function names and how work is cut into tasks.
+ * Cuts are functions of the shape alone, so results are the same bits for any number of threads. */
+#ifndef RK_OPS_BACKEND_CPU_H
+#define RK_OPS_BACKEND_CPU_H
+
+#include "base/parallel.h"
+#include "kernels/kernels.h"
+#include "ops/ops.h"
+
+/* rk_cpu_<op>_fwd and rk_cpu_<op>_bwd; add, xent, adamw and sumsq have no backward. */
+#define X(op, Args, FIELDS) int rk_cpu_##op##_fwd(const Args *o); int rk_cpu_##op##_bwd(const Args *o);
+RK_OPS(X)
+#undef X
+
+enum { RK_CPU_GRAIN = 1 << 14 }; /* elements of one task: a few microseconds, well above the cost of handing it out */
+
+typedef struct RkCpuRange { size_t lo, hi; } RkCpuRange;
+
+static inline size_t rk_cpu_tasks(size_t n, size_t per_task) { return (n + per_task - 1) / per_task; }
+static inline RkCpuRange rk_cpu_range(size_t task, size_t per_task, size_t n) {
+    size_t lo = task * per_task;
+    return (RkCpuRange){lo, lo + per_task < n ? lo + per_task : n};
+}
+
+/* Rows of one task where a row costs about `cols` elements. */
+static inline size_t rk_cpu_rows_per_task(size_t cols) { return cols < RK_CPU_GRAIN ? RK_CPU_GRAIN / cols : 1; }
+
+/* Columns of one task that owns columns and walks all rows: wide pieces of a row stream faster from memory (256 columns twice
+ * as fast as 64), but there should be tasks to share out. */
+static inline size_t rk_cpu_columns_per_task(size_t C) {
+    size_t cols = C / 6 / 64 * 64;
+    return cols < 64 ? 64 : cols < RK_COLUMNS_MAX ? cols : RK_COLUMNS_MAX;
+}
+/* The same in heads of N columns. */
+static inline size_t rk_cpu_heads_per_task(size_t H, size_t N) {
+    size_t heads = rk_cpu_columns_per_task(H * N) / N;
+    return heads ? heads : 1;
+}
+
+/* dst[c] += sum over rows of src (R,C). */
+void rk_cpu_column_sums(const float *src, float *dst, size_t R, size_t C);
+
+size_t rk_cpu_wkv7_scratch_bytes(int head_size);
+
+#endif

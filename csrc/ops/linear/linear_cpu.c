@@ -1,0 +1,48 @@
+/* linear_cpu.c - products with stored matrices. From RK_FEW_ROWS + 1 rows on BLAS does the work; for fewer (decoding) its
+ * matrix-vector product reaches a third of the memory's bandwidth, so own kernels do. */
+#include "ops/backend_cpu.h"
+
+#include "base/gemm.h"
+
+enum { FEW_ROWS_WEIGHTS = 1 << 15 /* weights one task reads */ };
+
+static size_t outputs_per_task(size_t K) {
+    size_t n = FEW_ROWS_WEIGHTS / K / RK_COLUMN_STEP * RK_COLUMN_STEP;
+    return n ? n : RK_COLUMN_STEP;
+}
+
+static void few_rows_task(void *ctx, size_t task, int thread) {
+    (void)thread;
+    const RkRowsTimesTransposed *a = ctx;
+    RkCpuRange out = rk_cpu_range(task, outputs_per_task(a->K), a->M);
+    rk_k.rows_times_transposed(a, out.lo, out.hi);
+}
+
+int rk_cpu_linear_fwd(const RkLinear *o) {
+    size_t K = (size_t)rk_cols(o->w), M = rk_rows(o->w), R = rk_numel(o->x) / K;
+    if (R <= RK_FEW_ROWS) {
+        RkRowsTimesTransposed a = {rk_f32(o->x), rk_f32(o->w), rk_f32(o->y), R, K, M};
+        rk_parallel(rk_cpu_tasks(M, outputs_per_task(K)), few_rows_task, &a);
+        return RK_OK;
+    }
+    rk_gemm(&(RkGemm){.M = (int)R, .N = (int)M, .K = (int)K,
+                      .A = rk_f32(o->x), .lda = (int)K,
+                      .B = rk_f32(o->w), .ldb = (int)K, .trans_b = 1,
+                      .C = rk_f32(o->y), .ldc = (int)M});
+    return RK_OK;
+}
+
+int rk_cpu_linear_bwd(const RkLinear *o) {
+    int K = rk_cols(o->w), M = (int)rk_rows(o->w), R = (int)(rk_numel(o->dy) / (size_t)M);
+    if (o->dw.p)
+        rk_gemm(&(RkGemm){.M = M, .N = K, .K = R,
+                          .A = rk_f32(o->dy), .lda = M, .trans_a = 1,
+                          .B = rk_f32(o->x), .ldb = K,
+                          .C = rk_f32(o->dw), .ldc = K, .accumulate = 1});
+    if (o->dx.p)
+        rk_gemm(&(RkGemm){.M = R, .N = K, .K = M,
+                          .A = rk_f32(o->dy), .lda = M,
+                          .B = rk_f32(o->w), .ldb = K,
+                          .C = rk_f32(o->dx), .ldc = K});
+    return RK_OK;
+}

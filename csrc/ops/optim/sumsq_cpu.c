@@ -1,0 +1,17 @@
+#include "ops/backend_cpu.h"
+
+static void sumsq_task(void *ctx, size_t task, int thread) {
+    (void)thread;
+    const RkSumsq *o = ctx;
+    RkCpuRange e = rk_cpu_range(task, RK_SUMSQ_BLOCK, rk_numel(o->x));
+    ((double *)o->partial.p)[task] = rk_k.sumsq(rk_f32(o->x) + e.lo, e.hi - e.lo);
+}
+
+int rk_cpu_sumsq_fwd(const RkSumsq *o) {
+    size_t blocks = rk_cpu_tasks(rk_numel(o->x), RK_SUMSQ_BLOCK);
+    rk_parallel(blocks, sumsq_task, (void *)o);
+    double sum = 0;
+    for (size_t i = 0; i < blocks; i++) sum += ((const double *)o->partial.p)[i];
+    *(double *)o->out.p = sum;
+    return RK_OK;
+}
