@@ -2,6 +2,8 @@
 #define RK_PY_IMPORT_ARRAY
 #include "py/py.h"
 
+#include <string.h>
+
 #include "base/cpu.h"
 #include "base/err.h"
 #include "base/gemm.h"
@@ -20,15 +22,23 @@ RkPyState *rk_py_state_of(PyTypeObject *type) {
     return module ? PyModule_GetState(module) : NULL;
 }
 
-PyObject *rk_py_raise(RkPyState *st, int code) {
+static PyObject *exception_of(RkPyState *st, int code) {
     switch (code) {
-    case RK_ENOMEM: PyErr_SetString(PyExc_MemoryError, rk_error()); break;
-    case RK_EIO: PyErr_SetString(PyExc_OSError, rk_error()); break;
-    case RK_EFORMAT: PyErr_SetString(st->format_error, rk_error()); break;
-    case RK_EUNSUP: PyErr_SetString(PyExc_NotImplementedError, rk_error()); break;
-    case RK_EDEVICE: PyErr_SetString(st->device_error, rk_error()); break;
-    default: PyErr_SetString(PyExc_ValueError, rk_error());
+    case RK_ENOMEM: return PyExc_MemoryError;
+    case RK_EIO: return PyExc_OSError;
+    case RK_EFORMAT: return st->format_error;
+    case RK_EUNSUP: return PyExc_NotImplementedError;
+    case RK_EDEVICE: return st->device_error;
+    default: return PyExc_ValueError;
     }
+}
+
+/* A message may quote bytes of a damaged file, so it need not be valid UTF-8. */
+PyObject *rk_py_raise(RkPyState *st, int code) {
+    const char *message = rk_error();
+    PyObject *text = PyUnicode_DecodeUTF8(message, (Py_ssize_t)strlen(message), "backslashreplace");
+    if (text) PyErr_SetObject(exception_of(st, code), text);
+    Py_XDECREF(text);
     return NULL;
 }
 
