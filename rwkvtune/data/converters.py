@@ -1,0 +1,281 @@
+"""From arrays to JSON lines, and from JSON lines to token data (bin/idx)."""
+
+import contextlib
+import json
+import operator
+import os
+import random
+import shutil
+import tempfile
+from array import array
+from pathlib import Path
+
+import numpy as np
+
+from ..checkpoint.atomic import atomic_write
+from ..errors import FormatError
+from .binidx import BinIdxBuilder, BinIdxDataset, compute_magic_prime, is_prime
+from .tokenizers import IntegerTokenizer
+
+_BATCH_BYTES = 4 << 20  # lines encoded at a time: enough to keep all threads busy
+_WRITE_DOCUMENTS = 1 << 14  # documents written between two looks at the progress bar and at Ctrl-C
+
+
+def _progress(**kwargs):
+    """A progress bar where somebody watches."""
+    from tqdm import tqdm
+
+    return tqdm(disable=None, leave=False, **kwargs)
+
+
+def _make_parent(path):
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+
+
+class NumpyToJsonlConverter:
+    """Writes arrays as JSON lines {"text": "v v v"}.
+
+    transform: function of one value that returns its text; default str(int(x)), which drops fractions.
+    """
+
+    def __init__(self, transform=None):
+        self.transform = transform
+
+    def _text(self, row):
+        if self.transform is not None:
+            return " ".join(self.transform(x) for x in row)
+        if row.dtype.kind == "f" and not np.isfinite(row).all():
+            raise ValueError(f"a value is {row[~np.isfinite(row)][0]}; only finite numbers can become integers")
+        return " ".join(map(str, row.tolist() if row.dtype.kind in "iu" else [int(x) for x in row]))
+
+    @staticmethod
+    def _rows(data, sequence_length):
+        if data.ndim == 2:
+            return data
+        if data.ndim != 1:
+            raise ValueError(f"data has shape {data.shape}; one or two dimensions are allowed: (values,) or (sequences, values)")
+        if sequence_length is None:
+            return data[None]
+        if operator.index(sequence_length) < 1:
+            raise ValueError(f"sequence_length is {sequence_length}; it must be at least 1")
+        if data.size < sequence_length:
+            raise ValueError(f"data has {data.size} values, less than one sequence of sequence_length {sequence_length}")
+        return data[: data.size // sequence_length * sequence_length].reshape(-1, sequence_length)
+
+    def convert(self, data, output_path, sequence_length=None):
+        """data: (n, m), one line per row; or (n,), cut into pieces of sequence_length (a shorter rest is dropped; None:
+        one line).  Returns Path(output_path).  ValueError for other shapes; OSError names the path."""
+        rows = self._rows(np.asarray(data), sequence_length)
+        _make_parent(output_path)
+        with atomic_write(output_path, "w") as file:
+            for row in rows:
+                file.write(json.dumps({"text": self._text(row)}) + "\n")
+        return Path(output_path)
+
+    def convert_file(self, input_path, output_path, sequence_length=1024):
+        """As `convert`, for an array in a .npy file, read by memory mapping."""
+        return self.convert(np.load(input_path, mmap_mode="r", allow_pickle=False), output_path, sequence_length)
+
+
+def _text_of_line(line, path, number):
+    """The text of one JSON line; FormatError names file and line."""
+
+    def problem(reason):
+        return FormatError(f"{path}:{number}: {reason}")
+
+    try:
+        value = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise problem(f"not UTF-8: {error.reason} at byte {error.start + 1} of the line") from None
+    except json.JSONDecodeError as error:
+        raise problem(f"not JSON: {error.msg} at character {error.pos + 1} of the line") from None
+    except RecursionError:
+        raise problem("JSON nested too deeply") from None
+    if not isinstance(value, dict) or not isinstance(value.get("text"), str):
+        raise problem('expected an object with a text, {"text": "..."}')
+    return value["text"]
+
+
+def _read_batches(path):
+    """Yields ([(line number, text)], bytes read so far), a few megabytes at a time; blank lines are skipped."""
+    batch, size, end = [], 0, 0
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            end += len(line)
+            if number == 1:
+                line = line.removeprefix(b"\xef\xbb\xbf")
+            line = line.strip()
+            if not line:
+                continue
+            batch.append((number, _text_of_line(line, path, number)))
+            size += len(line)
+            if size >= _BATCH_BYTES:
+                yield batch, end
+                batch, size = [], 0
+    if batch:
+        yield batch, end
+
+
+class JsonlToBinIdxConverter:
+    """Tokenizes JSON lines {"text": "..."} into PREFIX.bin and PREFIX.idx, as RWKV-LM's make_data.py does.
+
+    tokenizer: default IntegerTokenizer(359).  Ids are stored as uint16, or int32 when its vocab_size > 65536.
+    verbose: print what is done (default).
+    """
+
+    compute_magic_prime = staticmethod(compute_magic_prime)
+    _is_prime = staticmethod(is_prime)
+
+    def __init__(self, tokenizer=None, verbose=True):
+        self.tokenizer = IntegerTokenizer(359) if tokenizer is None else tokenizer
+        self.verbose = verbose
+
+    def _say(self, text):
+        if self.verbose:
+            print(text)
+
+    def _encode(self, batch, path):
+        """The ids of a batch of lines, one array each.  FormatError names the first line that cannot be encoded."""
+        encode_one = getattr(self.tokenizer, "encode_array", lambda text: np.array(self.tokenizer.encode(text), np.int64))
+        encode = getattr(self.tokenizer, "encode_batch", lambda texts: list(map(encode_one, texts)))
+        try:
+            return encode([text for _, text in batch])
+        except (ValueError, LookupError, TypeError):
+            for number, text in batch:
+                try:
+                    encode_one(text)
+                except (ValueError, LookupError, TypeError) as error:
+                    raise FormatError(f"{path}:{number}: {error}") from error
+            raise
+
+    def _refuse(self, arrays, batch, path):
+        """Raise FormatError with the first line that has an id outside the vocabulary."""
+        size = self.tokenizer.vocab_size
+        for (number, _), ids in zip(batch, arrays, strict=True):
+            for token_id in np.asarray(ids).tolist():
+                if not 0 <= token_id < size:
+                    raise FormatError(f"{path}:{number}: token id {token_id} is not in [0, {size}), the range of the tokenizer's vocab_size")
+
+    def _encode_file(self, path, dtype, spool):
+        """Writes the documents of all lines, each with a 0 at its end, to the file `spool`; their starts, (n + 1,)."""
+        starts, zero = array("q", [0]), np.zeros(1, dtype)
+        with _progress(total=os.path.getsize(path), unit="B", unit_scale=True, desc="tokenizing") as progress:
+            for batch, end in _read_batches(path):
+                arrays, pieces = self._encode(batch, path), []
+                for ids in arrays:
+                    pieces += [ids, zero]
+                    starts.append(starts[-1] + len(ids) + 1)
+                joined = np.concatenate(pieces)
+                if joined.min() < 0 or joined.max() >= self.tokenizer.vocab_size:
+                    self._refuse(arrays, batch, path)
+                spool.write(joined.astype(dtype, copy=False).data)
+                progress.update(end - progress.n)
+        spool.flush()
+        if len(starts) == 1:
+            raise FormatError(f'{path}: no lines; expected at least one object {{"text": "..."}}')
+        return starts
+
+    def convert(self, jsonl_path, output_prefix, n_epochs=3, shuffle=True, random_seed=None):
+        """Write every line n_epochs times, each as one document that ends with token 0.
+
+        jsonl_path: the lines; blank ones are skipped.  output_prefix: of the files to write; its directory is created.
+        shuffle: each repetition goes through the lines in a new random order, drawn from the order before.
+        random_seed: decides the orders; None (default) takes Python's global `random`, which random.seed() sets.  The
+            same seed gives the same files as RWKV-LM's builder.
+        Returns Path(output_prefix).  FormatError names file and line of what is not JSON, has no text, or cannot be
+        tokenized; OSError names the path.  After an error existing files are as before.
+        """
+        if operator.index(n_epochs) < 1:
+            raise ValueError(f"n_epochs is {n_epochs}; it must be at least 1")
+        shuffler = random if random_seed is None else random.Random(random_seed)
+        dtype = np.dtype(np.uint16 if self.tokenizer.vocab_size <= 65536 else np.int32)
+        prefix = os.fspath(output_prefix)
+        _make_parent(prefix)
+        # Every line is tokenized once, whatever n_epochs is; the orders are drawn over the finished documents.
+        with BinIdxBuilder(prefix, dtype) as builder, tempfile.TemporaryFile(dir=os.path.dirname(prefix) or ".") as spool:
+            try:
+                starts = self._encode_file(jsonl_path, dtype, spool)
+            except OSError as error:
+                if error.filename is None:
+                    raise OSError(error.errno, f"cannot write {prefix}.bin: {error.strerror}") from error
+                raise
+            self._say(f"### Loaded {len(starts) - 1} sequences from {jsonl_path}")
+            if random_seed is not None:
+                self._say(f"### Using fixed random seed: {random_seed}")
+            self._say("### Building bin/idx...")
+            self._write(builder, np.memmap(spool, dtype, "r"), starts, n_epochs, shuffler if shuffle else None)
+        self._say(f"### Done! Created {prefix}.bin and {prefix}.idx")
+        return Path(output_prefix)
+
+    @staticmethod
+    def _write(builder, tokens, starts, n_epochs, shuffler):
+        order = array("q", range(len(starts) - 1))
+        starts, places = np.frombuffer(starts, np.int64), np.frombuffer(order, np.int64)
+        with _progress(total=n_epochs * len(order), unit=" sequences", desc="writing") as progress:
+            for _ in range(n_epochs):
+                if shuffler:
+                    shuffler.shuffle(order)
+                for i in range(0, len(order), _WRITE_DOCUMENTS):
+                    builder.add_documents(tokens, starts, places[i : i + _WRITE_DOCUMENTS])
+                    progress.update(len(places[i : i + _WRITE_DOCUMENTS]))
+
+    @staticmethod
+    def get_data_info(prefix):
+        """As the function `get_data_info`."""
+        return get_data_info(prefix)
+
+
+def get_data_info(prefix):
+    """{"num_items", "total_tokens", "dtype"} of a pair of files; dtype is the name of a NumPy class, as a str."""
+    with BinIdxDataset(prefix) as dataset:
+        return {"num_items": dataset.num_items, "total_tokens": dataset.total_tokens, "dtype": str(dataset.dtype.type)}
+
+
+class DataPipeline:
+    """Everything from an array or JSON lines to files ready for training, in one directory.
+
+    tokenizer: default IntegerTokenizer(359).  verbose: print what is done (default).
+    """
+
+    get_data_info = staticmethod(get_data_info)
+
+    def __init__(self, tokenizer=None, verbose=True):
+        self.tokenizer = IntegerTokenizer(359) if tokenizer is None else tokenizer
+        self.verbose = verbose
+
+    def process_numpy(self, data, output_dir, name="data", sequence_length=1024, n_epochs=3, shuffle=True, random_seed=None):
+        """data: see NumpyToJsonlConverter.convert; the rest and the result: see `process_jsonl`."""
+        jsonl_path = NumpyToJsonlConverter().convert(data, Path(output_dir, f"{name}.jsonl"), sequence_length)
+        return self._finish(jsonl_path, name, sequence_length, n_epochs, shuffle, random_seed)
+
+    process = process_numpy
+
+    def process_jsonl(self, jsonl_path, output_dir, name="data", n_epochs=3, sequence_length=1024, shuffle=True, random_seed=None):
+        """Copy the lines to output_dir/name.jsonl (unless they are that file), tokenize them into name.bin and name.idx,
+        and write vocab.txt.
+
+        sequence_length: the context length that magic_prime is computed for.  n_epochs, shuffle, random_seed: see
+        JsonlToBinIdxConverter.convert.
+        Returns {"jsonl_path", "binidx_prefix", "vocab_path": Path, "num_sequences": after repetition, "total_tokens",
+        "magic_prime": int, or None if there are fewer than 3 * sequence_length tokens}.
+        """
+        target = Path(output_dir, f"{name}.jsonl")
+        _make_parent(target)
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samefile(jsonl_path, target):
+                return self._finish(target, name, sequence_length, n_epochs, shuffle, random_seed)
+        with open(jsonl_path, "rb") as source, atomic_write(target) as copy:
+            shutil.copyfileobj(source, copy, 1 << 20)
+        return self._finish(target, name, sequence_length, n_epochs, shuffle, random_seed)
+
+    def _finish(self, jsonl_path, name, sequence_length, n_epochs, shuffle, random_seed):
+        prefix = jsonl_path.with_name(name)
+        JsonlToBinIdxConverter(self.tokenizer, self.verbose).convert(jsonl_path, prefix, n_epochs, shuffle, random_seed)
+        vocab_path = jsonl_path.with_name("vocab.txt")
+        save_vocab = getattr(self.tokenizer, "save_vocab", None)
+        if save_vocab is not None:
+            save_vocab(vocab_path)
+        with BinIdxDataset(prefix) as dataset:
+            return {"jsonl_path": jsonl_path, "binidx_prefix": prefix, "vocab_path": vocab_path,
+                    "num_sequences": dataset.num_items, "total_tokens": dataset.total_tokens,
+                    "magic_prime": compute_magic_prime(dataset.total_tokens, sequence_length)}
