@@ -1,0 +1,244 @@
+"""Every operation of csrc/ops in NumPy: the forward as its definition, the backward as its formula.
+
+Shapes: R rows (often B*T), C channels, heads (B,T,H,N) with C = H N, V vocabulary, K -> M for a linear map.
+The functions only use elementwise arithmetic, sums and einsum, so they run on float64 arrays, on complex arrays
+(the complex-step derivative of a forward checks its backward) and on `running_error.Bound` (which tells how far a
+computation in a given precision may be off). A `*_grad` returns gradients in the order of the forward's arguments.
+"""
+
+import numpy as np
+
+KAPPA = np.exp(-0.5)  # the largest decay rate of one RWKV-7 step
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def sum_rows(x):
+    """Sum over all axes but the last: the gradient of a vector that was broadcast over rows."""
+    return x.sum(axis=tuple(range(x.ndim - 1)))
+
+
+# ---- embedding, sums, norms -----------------------------------------------------------------------------------------
+
+
+def embed(ids, w):
+    return w[ids]
+
+
+def embed_grad(ids, dy, vocab_size):
+    """Row v of the result is the sum of dy over the places where id v stood."""
+    return np.einsum("rv,rc->vc", np.eye(vocab_size)[ids], dy)
+
+
+def add(a, b):
+    return a + b
+
+
+def norm_statistics(x, eps):
+    """Mean and inverse deviation over the last axis (kept): m, s = 1 / sqrt(var + eps)."""
+    m = x.mean(axis=-1, keepdims=True)
+    d = x - m
+    return m, 1 / np.sqrt((d * d).mean(axis=-1, keepdims=True) + eps)
+
+
+def layernorm(x, w, b, eps):
+    m, s = norm_statistics(x, eps)
+    return (x - m) * s * w + b
+
+
+def layernorm_grad(x, w, dy, m, s, dres=0):
+    xhat, t = (x - m) * s, dy * w
+    dx = s * (t - t.mean(axis=-1, keepdims=True) - xhat * (t * xhat).mean(axis=-1, keepdims=True)) + dres
+    return dx, sum_rows(dy * xhat), sum_rows(dy)
+
+
+# ---- matrix products ------------------------------------------------------------------------------------------------
+
+
+def linear(x, w):
+    """w is (out, in), as in checkpoints."""
+    return np.einsum("rk,mk->rm", x, w)
+
+
+def linear_grad(x, w, dy):
+    return np.einsum("rm,mk->rk", dy, w), np.einsum("rm,rk->mk", dy, x)
+
+
+ACTIVATIONS = {
+    0: (lambda u: u, lambda h: 1 + 0 * h),
+    1: (np.tanh, lambda h: 1 - h * h),
+    2: (sigmoid, lambda h: h * (1 - h)),
+}  # code -> function, and its slope as a function of its value
+
+
+def lowrank(x, m1, m2, bias, act):
+    """(h, y): h = f(x m1), y = bias + h m2; the small matrices are (in, out)."""
+    h = ACTIVATIONS[act][0](np.einsum("rc,cd->rd", x, m1))
+    return h, np.einsum("rd,do->ro", h, m2) + bias
+
+
+def lowrank_grad(x, m1, m2, h, dy, act):
+    dh = np.einsum("ro,do->rd", dy, m2) * ACTIVATIONS[act][1](h)
+    return np.einsum("rd,cd->rc", dh, m1), np.einsum("rc,rd->cd", x, dh), np.einsum("rd,ro->do", h, dy), sum_rows(dy)
+
+
+# ---- token shift ----------------------------------------------------------------------------------------------------
+
+
+def previous(x, prev):
+    """x one token later: prev (B,C), x_0, ..., x_{T-2}."""
+    return np.concatenate([prev[:, None], x[:, :-1]], axis=1)
+
+
+def shift_lerp(x, prev, mus):
+    """One mixed input per mu: x + (previous - x) mu."""
+    delta = previous(x, prev) - x
+    return [x + delta * mu for mu in mus]
+
+
+def shift_lerp_grad(x, prev, mus, dys, dlast):
+    """dlast is the gradient of x_{T-1} as the state of the next call."""
+    delta = previous(x, prev) - x
+    e = sum(dy * mu for dy, mu in zip(dys, mus))
+    from_next = np.concatenate([e[:, 1:], dlast[:, None]], axis=1)
+    return sum(dys) - e + from_next, e[:, 0], [sum_rows(dy * delta) for dy in dys]
+
+
+# ---- RWKV-7's elementwise stages ------------------------------------------------------------------------------------
+
+
+def value_residual(v0, v_first, nu):
+    return v0 + (v_first - v0) * sigmoid(nu)
+
+
+def value_residual_grad(v0, v_first, nu, dv):
+    n = sigmoid(nu)
+    return dv * (1 - n), dv * n, dv * (v_first - v0) * n * (1 - n)
+
+
+def key_prep(k0, a, k_k, k_a):
+    """(k, alpha, beta) of shape (B,T,H,N); k_k and k_a are (H,N)."""
+    rate, q = sigmoid(a), k0 * k_k
+    khat = q / np.maximum(np.sqrt((q * q).sum(axis=-1, keepdims=True)), 1e-12)
+    return k0 * (1 + (rate - 1) * k_a), -khat, khat * rate
+
+
+def key_prep_grad(k0, a, k_k, k_a, dk, dalpha, dbeta):
+    rate, q = sigmoid(a), k0 * k_k
+    norm = np.sqrt((q * q).sum(axis=-1, keepdims=True))
+    floored = np.maximum(norm, 1e-12)
+    khat, dkhat = q / floored, dbeta * rate - dalpha
+    along = np.where(norm < 1e-12, 0, (khat * dkhat).sum(axis=-1, keepdims=True))
+    dq = (dkhat - khat * along) / floored
+    drate = dbeta * khat + dk * k0 * k_a
+    dk0 = dk * (1 + (rate - 1) * k_a) + dq * k_k
+    return dk0, drate * rate * (1 - rate), (dq * k0).sum(axis=(0, 1)), (dk * k0 * (rate - 1)).sum(axis=(0, 1))
+
+
+def out_gate(y, r, k, v, r_k, w, b, g, eps):
+    """(group norm of y + bonus) g; everything (B,T,H,N), r_k w b (H,N)."""
+    return (layernorm(y, w, b, eps) + (r * k * r_k).sum(axis=-1, keepdims=True) * v) * g
+
+
+def out_gate_grad(y, r, k, v, r_k, w, b, g, eps, do):
+    """(dy, dr, dk, dv, dr_k, dw, db, dg)"""
+    m, s = norm_statistics(y, eps)
+    bonus, do2 = (r * k * r_k).sum(axis=-1, keepdims=True), do * g
+    dbonus = (do2 * v).sum(axis=-1, keepdims=True)
+    dy, _, _ = layernorm_grad(y, w, do2, m, s)
+    xhat, tokens = (y - m) * s, (0, 1)
+    return (dy, dbonus * k * r_k, dbonus * r * r_k, bonus * do2, (dbonus * r * k).sum(axis=tokens),
+            (do2 * xhat).sum(axis=tokens), do2.sum(axis=tokens), do * (xhat * w + b + bonus * v))
+
+
+def relu2(x):
+    return np.where(x > 0, x, 0) * np.where(x > 0, x, 0)
+
+
+def relu2_grad(x, dy):
+    return 2 * np.where(x > 0, x, 0) * dy
+
+
+# ---- the RWKV-7 recurrence; states are (B,H,key,value) --------------------------------------------------------------
+
+
+def decay(s):
+    """From the logit: exp(-e^{-1/2} sigmoid(s)), in (0.545, 1)."""
+    return np.exp(-KAPPA * sigmoid(s))
+
+
+def wkv7(r, s, k, v, a, b, s0):
+    """(y, z, states): states is the list S_0 ... S_T, z_t = S_{t-1} a_t."""
+    d = decay(s)
+    states, ys, zs = [s0], [], []
+    for t in range(r.shape[1]):
+        S = states[-1]
+        z = np.einsum("bhji,bhj->bhi", S, a[:, t])
+        S = S * d[:, t][..., None] + b[:, t][..., None] * z[..., None, :] + k[:, t][..., None] * v[:, t][..., None, :]
+        ys.append(np.einsum("bhji,bhj->bhi", S, r[:, t]))
+        zs.append(z)
+        states.append(S)
+    return np.stack(ys, axis=1), np.stack(zs, axis=1), states
+
+
+def wkv7_grad(r, s, k, v, a, b, z, states, dy, dsT):
+    """(dr, ds, dk, dv, da, db, ds0)"""
+    gate, d = sigmoid(s), decay(s)
+    rows, D = [], dsT
+    for t in reversed(range(r.shape[1])):
+        before, after = states[t], states[t + 1]
+        D = D + r[:, t][..., None] * dy[:, t][..., None, :]
+        dz = np.einsum("bhji,bhj->bhi", D, b[:, t])
+        dd = (before * D).sum(axis=-1)
+        rows.append((
+            np.einsum("bhji,bhi->bhj", after, dy[:, t]),
+            -KAPPA * gate[:, t] * (1 - gate[:, t]) * d[:, t] * dd,
+            np.einsum("bhji,bhi->bhj", D, v[:, t]),
+            np.einsum("bhji,bhj->bhi", D, k[:, t]),
+            np.einsum("bhji,bhi->bhj", before, dz),
+            np.einsum("bhji,bhi->bhj", D, z[:, t]),
+        ))
+        D = D * d[:, t][..., None] + a[:, t][..., None] * dz[..., None, :]
+    return *(np.stack(grad[::-1], axis=1) for grad in zip(*rows)), D
+
+
+# ---- loss and optimizer ---------------------------------------------------------------------------------------------
+
+IGNORE = -100
+
+
+def row_maximum(logits):
+    """Lowest index of the maximum of each row, as a 0/1 matrix."""
+    return np.eye(logits.shape[-1])[np.argmax(logits, axis=-1)]
+
+
+def xent(logits, targets):
+    """The loss of every row: logsumexp(z) - z[target], 0 where the target is -100."""
+    top = (logits * row_maximum(logits)).sum(axis=-1, keepdims=True)
+    total = np.exp(logits - top).sum(axis=-1)
+    counts = targets != IGNORE
+    chosen = np.eye(logits.shape[-1])[np.where(counts, targets, 0)]
+    return (np.log(total) + top[..., 0] - (logits * chosen).sum(axis=-1)) * counts
+
+
+def xent_grad(logits, targets, scale, l2):
+    """scale (softmax - onehot) where the row counts, plus l2 max(z) at the maximum of every row."""
+    best = row_maximum(logits)
+    top = (logits * best).sum(axis=-1, keepdims=True)
+    grown = np.exp(logits - top)
+    counts = (targets != IGNORE)[:, None]
+    chosen = np.eye(logits.shape[-1])[np.where(counts[:, 0], targets, 0)]
+    return scale * (grown / grown.sum(axis=-1, keepdims=True) - chosen) * counts + l2 * top * best
+
+
+def adamw(p, g, m, v, gscale, lr, beta1, beta2, eps, wd, bias1, bias2):
+    """(p, m, v) after one step of AdamW with decoupled decay, eps after the root."""
+    g = g * gscale
+    m, v = beta1 * m + (1 - beta1) * g, beta2 * v + (1 - beta2) * g * g
+    return p - lr * ((m / bias1) / (np.sqrt(v / bias2) + eps) + wd * p), m, v
+
+
+def sumsq(x):
+    return (x * x).sum()
