@@ -50,7 +50,7 @@ SIMD void value_residual_fwd_at(const RkValueResidualRows *a, size_t i, size_t n
     vec_store_part(a->v + i, n, vec_fma(vec_load_part(a->v_first + i, n) - v0, gate, v0));
 }
 SIMD void value_residual_bwd_at(const RkValueResidualRows *a, size_t i, size_t n) {
-    Vec dv = vec_load_part(a->dv + i, n), gate = vec_sigmoid(vec_load_part(a->nu + i, n)), rest = vec_set(1) - gate;
+    Vec nu = vec_load_part(a->nu + i, n), gate = vec_sigmoid(nu), rest = vec_one_minus_sigmoid(nu), dv = vec_load_part(a->dv + i, n);
     Vec step = vec_load_part(a->v_first + i, n) - vec_load_part(a->v0 + i, n);
     vec_store_part(a->dnu + i, n, dv * step * (gate * rest));
     vec_store_part(a->dv_first + i, n, vec_fma(dv, gate, vec_load_part(a->dv_first + i, n)));

@@ -57,7 +57,7 @@ SIMD void key_dot_at(KeyPrepHead *h, size_t i, size_t n) {
 SIMD void key_prep_bwd_at(const KeyPrepHead *h, size_t i, size_t n) {
     size_t at = h->at + i, head = h->head + i;
     Vec k0 = vec_load_part(h->a.k0 + at, n), k_k = vec_load_part(h->a.k_k + head, n), k_a = vec_load_part(h->a.k_a + head, n);
-    Vec rate = vec_load_part(h->a.da + at, n), rest = vec_set(1) - rate;
+    Vec rate = vec_load_part(h->a.da + at, n), rest = vec_one_minus_sigmoid(vec_load_part(h->a.a + at, n));
     Vec khat = k0 * k_k * h->inverse, dk = vec_load_part(h->a.dk + at, n), dbeta = vec_load_part(h->a.dbeta + at, n);
     Vec dkhat = vec_fma(dbeta, rate, vec_set(0) - vec_load_part(h->a.dalpha + at, n));
     Vec dq = (dkhat - khat * h->dot) * h->inverse, dkk0 = dk * k0;

@@ -2,39 +2,48 @@
  * rows, in the order in which it lies there, which is what streams fastest. How an output is summed does not depend on what is
  * computed beside it, so its bits do not depend on the other rows or on the tiling. */
 
-enum { PF=256, SUM_RUN = 256, CHAINS = 4 /* of multiply-adds per dot product: hides their latency */ };
+enum {
+    CHAINS = 2,   /* of multiply-adds per dot product: hides some of their latency */
+    SUM_RUN = 256 /* rows of m at a time: sums of sums round less */
+};
 
 /* ---- y = x w^T: dot products with the rows of w ---- */
 
-/* Output m for `rows` rows of x from row r on. */
-SIMD void dot_row(const RkRowsTimesTransposed *a, size_t m, size_t r, const int rows) {
-    Vec sum[2 * CHAINS];
-    for (int u = 0; u < rows * CHAINS; u++) sum[u] = vec_set(0);
+/* Outputs m .. m + outs - 1 for rows r .. r + rows - 1 of x. */
+SIMD void dots_tile(const RkRowsTimesTransposed *a, size_t m, size_t r, const int outs, const int rows) {
+    Vec sum[2][2][CHAINS];
+    for (int o = 0; o < outs; o++)
+        for (int q = 0; q < rows; q++)
+            for (int c = 0; c < CHAINS; c++) sum[o][q][c] = vec_set(0);
     size_t K = a->K, k = 0;
     const float *w = a->w + m * K, *x = a->x + r * K;
     for (; k + CHAINS * RK_LANES <= K; k += CHAINS * RK_LANES)
-        for (int c = 0; c < CHAINS; c++) {
-            Vec weight = vec_load(w + k + c * RK_LANES);
-            if (c * RK_LANES % LINE == 0) __builtin_prefetch(w + k + c * RK_LANES + PF);
+        for (int c = 0; c < CHAINS; c++)
+            for (int o = 0; o < outs; o++) {
+                Vec weight = vec_load(w + (size_t)o * K + k + c * RK_LANES);
+                for (int q = 0; q < rows; q++)
+                    sum[o][q][c] = vec_fma(weight, vec_load(x + (size_t)q * K + k + c * RK_LANES), sum[o][q][c]);
+            }
+    for (; k < K; k += RK_LANES)
+        for (int o = 0; o < outs; o++) {
+            Vec weight = vec_load_part(w + (size_t)o * K + k, K - k);
             for (int q = 0; q < rows; q++)
-                sum[q * CHAINS + c] = vec_fma(weight, vec_load(x + (size_t)q * K + k + c * RK_LANES), sum[q * CHAINS + c]);
+                sum[o][q][0] = vec_fma(weight, vec_load_part(x + (size_t)q * K + k, K - k), sum[o][q][0]);
         }
-    for (; k < K; k += RK_LANES) {
-        Vec weight = vec_load_part(w + k, K - k);
-        for (int q = 0; q < rows; q++) sum[q * CHAINS] = vec_fma(weight, vec_load_part(x + (size_t)q * K + k, K - k), sum[q * CHAINS]);
-    }
-    for (int q = 0; q < rows; q++) {
-        const Vec *s = sum + q * CHAINS;
-        a->y[(r + (size_t)q) * a->M + m] = vec_sum((s[0] + s[1]) + (s[2] + s[3]));
-    }
+    for (int o = 0; o < outs; o++)
+        for (int q = 0; q < rows; q++) a->y[(r + (size_t)q) * a->M + m + (size_t)o] = vec_sum(sum[o][q][0] + sum[o][q][1]);
 }
 
 static void k_rows_times_transposed(const RkRowsTimesTransposed *a, size_t lo, size_t hi) {
-    for (size_t m = lo; m < hi; m++) {
-        size_t r = 0;
-        for (; r + 2 <= a->R; r += 2) dot_row(a, m, r, 2); /* a row of w is in L1 after its first use */
-        if (r < a->R) dot_row(a, m, r, 1);
+    if (a->R == 1) {
+        for (size_t m = lo; m < hi; m++) dots_tile(a, m, 0, 1, 1);
+        return;
     }
+    for (size_t m = lo; m < hi; m += 2)
+        for (size_t r = 0; r < a->R; r += 2) /* the rows of w are in the cache after their first use */
+            if (m + 2 > hi) for (size_t q = r; q < a->R && q < r + 2; q++) dots_tile(a, m, q, 1, 1);
+            else if (r + 2 > a->R) dots_tile(a, m, r, 2, 1);
+            else dots_tile(a, m, r, 2, 2);
 }
 
 /* ---- y = bias + x m: sums of the rows of m ---- */

@@ -69,11 +69,8 @@ SIMD Vec vec_exp(Vec x) {
 
 SIMD Vec vec_sigmoid(Vec x) { return vec_set(1.0f) / (vec_set(1.0f) + vec_exp(vec_set(0.0f) - x)); }
 
-/* sigmoid(x) (1 - sigmoid(x)) without the cancellation of 1 - sigmoid(x) for large x. */
-SIMD Vec vec_sigmoid_slope(Vec x) {
-    Vec e = vec_exp(vec_set(0.0f) - vec_abs(x)), sum = vec_set(1.0f) + e;
-    return e / (sum * sum);
-}
+/* 1 - sigmoid(x) with all its digits, which the subtraction would lose for large x. */
+SIMD Vec vec_one_minus_sigmoid(Vec x) { return vec_sigmoid(vec_set(0.0f) - x); }
 
 /* tanh |x| = -m / (2 + m) with m = exp(-2|x|) - 1, which keeps the relative precision near 0. */
 SIMD Vec vec_tanh(Vec x) {

@@ -71,9 +71,9 @@ typedef struct WkvDecays { const float *s; float *d, *slope; } WkvDecays;
 
 /* d and, for the backward, its derivative by the logit. */
 SIMD void wkv7_decay_at(const WkvDecays *w, size_t i, size_t n) {
-    Vec s = vec_load_part(w->s + i, n), d = wkv7_decay(vec_sigmoid(s));
+    Vec s = vec_load_part(w->s + i, n), sigma = vec_sigmoid(s), d = wkv7_decay(sigma);
     vec_store_part(w->d + i, n, d);
-    if (w->slope) vec_store_part(w->slope + i, n, vec_set(-WKV_KAPPA) * vec_sigmoid_slope(s) * d);
+    if (w->slope) vec_store_part(w->slope + i, n, vec_set(-WKV_KAPPA) * sigma * vec_one_minus_sigmoid(s) * d);
 }
 
 SIMD void wkv7_fwd_any(const RkWkv7Head *head, const size_t N, const int tile) {

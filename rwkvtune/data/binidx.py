@@ -134,7 +134,9 @@ class BinIdxBuilder:
         if array.dtype != self.dtype:
             limits = np.iinfo(self.dtype)
             if array.dtype.kind not in "iu" or array.min() < limits.min or array.max() > limits.max:
-                raise ValueError(f"tokens must be integers from {limits.min} to {limits.max}, which {self.dtype} can hold")
+                raise ValueError(
+                    f"tokens must be integers from {limits.min} to {limits.max}, which {self.dtype} can hold"
+                )
         return np.ascontiguousarray(array.ravel(), dtype=self.dtype)
 
     def add_item(self, tokens):
@@ -202,8 +204,14 @@ class MagicPrimeSampler:
     epoch_samples = 40320  #: samples of all processes together in a mini-epoch
 
     def __init__(self, total_tokens, ctx_len, magic_prime=None, world_size=1, rank=0, micro_bsz=16):
-        values = {"total_tokens": total_tokens, "ctx_len": ctx_len, "magic_prime": magic_prime or 0,
-                  "world_size": world_size, "rank": rank, "micro_bsz": micro_bsz}
+        values = {
+            "total_tokens": total_tokens,
+            "ctx_len": ctx_len,
+            "magic_prime": magic_prime or 0,
+            "world_size": world_size,
+            "rank": rank,
+            "micro_bsz": micro_bsz,
+        }
         for name, value in values.items():
             if operator.index(value) < 0:
                 raise ValueError(f"{name} is {value}; it must not be negative")
@@ -211,7 +219,9 @@ class MagicPrimeSampler:
             raise ValueError(f"micro_bsz is {micro_bsz}; it must be at least 1")
         self.total_tokens, self.ctx_len, self.world_size, self.rank = total_tokens, ctx_len, world_size, rank
         self.micro_bsz = micro_bsz
-        self.magic_prime, self.factor = _rwkvcore.sampler_check(total_tokens, ctx_len, magic_prime or 0, world_size, rank)
+        self.magic_prime, self.factor = _rwkvcore.sampler_check(
+            total_tokens, ctx_len, magic_prime or 0, world_size, rank
+        )
 
     def offset(self, epoch, idx):
         """Token offset of the idx-th sample (from 0) of this process in mini-epoch `epoch` (from 0)."""

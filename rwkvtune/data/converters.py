@@ -53,13 +53,17 @@ class NumpyToJsonlConverter:
         if data.ndim == 2:
             return data
         if data.ndim != 1:
-            raise ValueError(f"data has shape {data.shape}; one or two dimensions are allowed: (values,) or (sequences, values)")
+            raise ValueError(
+                f"data has shape {data.shape}; one or two dimensions are allowed: (values,) or (sequences, values)"
+            )
         if sequence_length is None:
             return data[None]
         if operator.index(sequence_length) < 1:
             raise ValueError(f"sequence_length is {sequence_length}; it must be at least 1")
         if data.size < sequence_length:
-            raise ValueError(f"data has {data.size} values, less than one sequence of sequence_length {sequence_length}")
+            raise ValueError(
+                f"data has {data.size} values, less than one sequence of sequence_length {sequence_length}"
+            )
         return data[: data.size // sequence_length * sequence_length].reshape(-1, sequence_length)
 
     def convert(self, data, output_path, sequence_length=None):
@@ -136,7 +140,9 @@ class JsonlToBinIdxConverter:
 
     def _encode(self, batch, path):
         """The ids of a batch of lines, one array each.  FormatError names the first line that cannot be encoded."""
-        encode_one = getattr(self.tokenizer, "encode_array", lambda text: np.array(self.tokenizer.encode(text), np.int64))
+        encode_one = getattr(
+            self.tokenizer, "encode_array", lambda text: np.array(self.tokenizer.encode(text), np.int64)
+        )
         encode = getattr(self.tokenizer, "encode_batch", lambda texts: list(map(encode_one, texts)))
         try:
             return encode([text for _, text in batch])
@@ -154,7 +160,9 @@ class JsonlToBinIdxConverter:
         for (number, _), ids in zip(batch, arrays, strict=True):
             for token_id in np.asarray(ids).tolist():
                 if not 0 <= token_id < size:
-                    raise FormatError(f"{path}:{number}: token id {token_id} is not in [0, {size}), the range of the tokenizer's vocab_size")
+                    raise FormatError(
+                        f"{path}:{number}: token id {token_id} is not in [0, {size}), the range of the tokenizer's vocab_size"
+                    )
 
     def _encode_file(self, path, dtype, spool):
         """Writes the documents of all lines, each with a 0 at its end, to the file `spool`; their starts, (n + 1,)."""
@@ -192,7 +200,10 @@ class JsonlToBinIdxConverter:
         prefix = os.fspath(output_prefix)
         _make_parent(prefix)
         # Every line is tokenized once, whatever n_epochs is; the orders are drawn over the finished documents.
-        with BinIdxBuilder(prefix, dtype) as builder, tempfile.TemporaryFile(dir=os.path.dirname(prefix) or ".") as spool:
+        with (
+            BinIdxBuilder(prefix, dtype) as builder,
+            tempfile.TemporaryFile(dir=os.path.dirname(prefix) or ".") as spool,
+        ):
             try:
                 starts = self._encode_file(jsonl_path, dtype, spool)
             except OSError as error:
@@ -243,14 +254,18 @@ class DataPipeline:
         self.tokenizer = IntegerTokenizer(359) if tokenizer is None else tokenizer
         self.verbose = verbose
 
-    def process_numpy(self, data, output_dir, name="data", sequence_length=1024, n_epochs=3, shuffle=True, random_seed=None):
+    def process_numpy(
+        self, data, output_dir, name="data", sequence_length=1024, n_epochs=3, shuffle=True, random_seed=None
+    ):
         """data: see NumpyToJsonlConverter.convert; the rest and the result: see `process_jsonl`."""
         jsonl_path = NumpyToJsonlConverter().convert(data, Path(output_dir, f"{name}.jsonl"), sequence_length)
         return self._finish(jsonl_path, name, sequence_length, n_epochs, shuffle, random_seed)
 
     process = process_numpy
 
-    def process_jsonl(self, jsonl_path, output_dir, name="data", n_epochs=3, sequence_length=1024, shuffle=True, random_seed=None):
+    def process_jsonl(
+        self, jsonl_path, output_dir, name="data", n_epochs=3, sequence_length=1024, shuffle=True, random_seed=None
+    ):
         """Copy the lines to output_dir/name.jsonl (unless they are that file), tokenize them into name.bin and name.idx,
         and write vocab.txt.
 
@@ -276,6 +291,11 @@ class DataPipeline:
         if save_vocab is not None:
             save_vocab(vocab_path)
         with BinIdxDataset(prefix) as dataset:
-            return {"jsonl_path": jsonl_path, "binidx_prefix": prefix, "vocab_path": vocab_path,
-                    "num_sequences": dataset.num_items, "total_tokens": dataset.total_tokens,
-                    "magic_prime": compute_magic_prime(dataset.total_tokens, sequence_length)}
+            return {
+                "jsonl_path": jsonl_path,
+                "binidx_prefix": prefix,
+                "vocab_path": vocab_path,
+                "num_sequences": dataset.num_items,
+                "total_tokens": dataset.total_tokens,
+                "magic_prime": compute_magic_prime(dataset.total_tokens, sequence_length),
+            }

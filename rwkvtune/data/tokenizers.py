@@ -73,7 +73,9 @@ class BaseTokenizer(ABC):
             raise ValueError(f"encode must return integers in one dimension, not {ids.dtype} {ids.shape}")
         if ids.min() < 0 or ids.max() >= self.vocab_size:
             bad = ids[(ids < 0) | (ids >= self.vocab_size)][0]
-            raise ValueError(f"token id {bad} is not in [0, {self.vocab_size}), the range of this tokenizer's vocab_size")
+            raise ValueError(
+                f"token id {bad} is not in [0, {self.vocab_size}), the range of this tokenizer's vocab_size"
+            )
         return ids.astype(self.dtype)
 
     def encode_batch(self, texts):
@@ -121,7 +123,9 @@ class BaseTokenizer(ABC):
         if return_tensors is None:
             return Encoding(ids[0] if single else ids)
         if len({len(row) for row in ids}) > 1:
-            raise ValueError("the texts have different numbers of tokens: encode them one by one, or pad the lists yourself")
+            raise ValueError(
+                "the texts have different numbers of tokens: encode them one by one, or pad the lists yourself"
+            )
         return Encoding(np.array(ids, dtype=np.int64).reshape(len(ids), -1))
 
 
@@ -213,8 +217,10 @@ class IntegerTokenizer(BaseTokenizer):
             raise FormatError(f"{vocab_file}: a vocabulary without tokens, not one of integers")
         for token_id in range(1, max(lines) + 1):
             if lines.get(token_id) != b"%d" % (token_id - 1):
-                raise FormatError(f"{vocab_file}: id {token_id} is {lines.get(token_id)!r} where a vocabulary of integers "
-                                  f"has {str(token_id - 1)!r}; use GenericTokenizer for other vocabularies")
+                raise FormatError(
+                    f"{vocab_file}: id {token_id} is {lines.get(token_id)!r} where a vocabulary of integers "
+                    f"has {str(token_id - 1)!r}; use GenericTokenizer for other vocabularies"
+                )
         return max(lines) - 1
 
     @property
@@ -308,17 +314,19 @@ def create_vocab_file_from_tokens(tokens, filepath):
     tokens: str or bytes, not empty, no two alike; they get the ids 1, 2, ... in this order, and id 0 becomes the end of
         a document.
     filepath: file to write; an existing one is replaced.
-    ValueError names the token and its place in the list; OSError names the path.
+    ValueError (TypeError for other types) names the token and its place in the list; OSError names the path.
     """
     lines, seen = ["0 b'\\x00' 1\n"], {}
     for place, token in enumerate(tokens):
         if not isinstance(token, (str, bytes)):
-            raise ValueError(f"tokens[{place}] is {token!r}: a token must be str or bytes")
+            raise TypeError(f"tokens[{place}] is {token!r}: a token must be str or bytes")
         data = token.encode("utf-8") if isinstance(token, str) else token
         if not data:
             raise ValueError(f"tokens[{place}] is empty: an empty token could never be matched")
         if data in seen:
-            raise ValueError(f"tokens[{place}] is {token!r}, as tokens[{seen[data]}] is already: one of them could never be used")
+            raise ValueError(
+                f"tokens[{place}] is {token!r}, as tokens[{seen[data]}] is already: one of them could never be used"
+            )
         seen[data] = place
         lines.append(f"{place + 1} {token!r} {len(data)}\n")
     with atomic_write(filepath, "w") as file:

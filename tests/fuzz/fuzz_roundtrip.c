@@ -56,13 +56,16 @@ static char *write_vocab(const Input *in, size_t *bytes) {
     return src;
 }
 
-/* The longest token at the place, of equal ones the later. */
+static int matches(const Input *in, int i, size_t at) {
+    return in->token[i][0] == in->text[at] && in->length[i] <= in->n_text - at &&
+           !memcmp(in->token[i], in->text + at, in->length[i]);
+}
+
+/* The longest token at the place, of equal ones the later. Some token matches: all bytes are tokens. */
 static int slow_match(const Input *in, size_t at) {
-    int best = 0;
-    for (int i = 1; i < in->n; i++)
-        if (in->length[i] <= in->n_text - at && !memcmp(in->token[i], in->text + at, in->length[i]) &&
-            (in->length[i] >= in->length[best] || memcmp(in->token[best], in->text + at, in->length[best])))
-            best = i;
+    int best = in->text[at];
+    for (int i = 256; i < in->n; i++)
+        if (in->length[i] >= in->length[best] && matches(in, i, at)) best = i;
     return best;
 }
 

