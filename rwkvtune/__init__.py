@@ -1,0 +1,54 @@
+"""Train, fine-tune and run RWKV language models on the CPU, without PyTorch.
+
+>>> import rwkvtune
+>>> sorted(rwkvtune.info())[:3]
+['blas', 'compiler', 'cpus']
+"""
+
+from importlib import import_module
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "RWKV": "model", "ModelOutput": "model", "RWKVState": "state",
+    "ModelConfig": "config", "TrainingConfig": "config", "DataConfig": "config",
+    "Trainer": "trainer", "evaluate": "trainer", "Schedule": "schedule",
+    "TrainingRun": "loop", "RunPlan": "loop", "BinIdxBatches": "loop",
+    "RWKVTrainingPipeline": "pipeline",
+    "FormatError": "errors", "DeviceError": "errors",
+    "BaseTokenizer": "data.tokenizers", "IntegerTokenizer": "data.tokenizers", "GenericTokenizer": "data.tokenizers",
+    "AngleTokenizer": "data.tokenizers", "create_vocab_file_from_tokens": "data.tokenizers",
+    "create_default_vocab_file": "data.tokenizers", "create_byte_vocab_file": "data.tokenizers",
+    "NumpyToJsonlConverter": "data.converters", "JsonlToBinIdxConverter": "data.converters", "DataPipeline": "data.converters",
+    "BinIdxDataset": "data.binidx", "MagicPrimeSampler": "data.binidx", "compute_magic_prime": "data.binidx",
+    "inspect_checkpoint": "checkpoint", "load_model_config": "configs.model_loader",
+    "list_available_models": "configs.model_loader", "print_model_info": "configs.model_loader",
+}  # fmt: skip
+
+__all__ = ["__version__", "info", "set_num_threads", *_HOME]
+
+
+def __getattr__(name):
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{_HOME[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__():
+    return sorted(set(globals()) | set(__all__))
+
+
+def info():
+    """dict: version, instruction set chosen, threads, BLAS, CUDA build and devices, as the compiled core reports them."""
+    from . import _rwkvcore
+
+    return _rwkvcore.info()
+
+
+def set_num_threads(n):
+    """Use n threads, 1 or more.  Results do not depend on n.  Raises ValueError."""
+    from . import _rwkvcore
+
+    _rwkvcore.set_num_threads(n)

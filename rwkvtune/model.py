@@ -1,0 +1,433 @@
+"""The model a user holds: building, loading, calling, gradients, state, generation."""
+
+import math
+import os
+from collections import namedtuple
+from queue import Queue
+from threading import Thread
+
+import numpy as np
+
+from . import _rwkvcore
+from .arrays import IGNORED, ids_and_targets, to_array, token_ids
+from .config import ModelConfig
+from .errors import DeviceError, FormatError
+from .state import RWKVState, rows_to_arrays, to_core
+
+_BACKENDS = ("cpu", "ref")
+_PRECISIONS = ("fp32", "bf16", "fp16", "fp64")
+_L2WRAP = 1e-4
+_PROMPT_CHUNK = 1024  # tokens of a prompt read at a time, so that its length does not cost memory
+
+
+class ModelOutput(namedtuple("ModelOutput", "logits loss")):
+    """logits (B,T,V), and loss: a float, or None without targets.  By attribute, by name, or `logits, loss = out`."""
+
+    __slots__ = ()
+
+    def __getitem__(self, key):
+        if not isinstance(key, str):
+            return super().__getitem__(key)
+        if key not in self._fields:
+            raise KeyError(key)
+        return getattr(self, key)
+
+    def keys(self):
+        """The names, for `dict(out)`."""
+        return self._fields
+
+
+def _check_device(device):
+    if device in ("cpu", "auto"):
+        return "cpu"
+    if isinstance(device, str) and device.split(":")[0] == "cuda":
+        reason = _rwkvcore.info().get("cuda_reason") or "this build runs on the CPU only"
+        raise DeviceError(f"device {device!r} cannot be used: {reason}; device='cpu' works everywhere")
+    raise ValueError(f"device is {device!r}; allowed are 'cpu', 'auto', 'cuda' and 'cuda:N'")
+
+
+def _core_backend(backend, precision):
+    if backend not in _BACKENDS:
+        raise ValueError(f"backend is {backend!r}; allowed are {', '.join(map(repr, _BACKENDS))}")
+    if precision not in _PRECISIONS:
+        raise ValueError(f"precision is {precision!r}; allowed are {', '.join(map(repr, _PRECISIONS))}")
+    if precision == "fp64" and backend != "ref":
+        raise ValueError("precision 'fp64' exists on backend='ref' only")
+    return "ref64" if precision == "fp64" else backend
+
+
+def _cross_entropy(logits, targets):
+    """Mean of logsumexp(z) - z[target] over the targets that count, summed in float64, some rows at a time."""
+    logits, targets = logits.reshape(-1, logits.shape[-1]), targets.reshape(-1)
+    rows = np.flatnonzero(targets != IGNORED)
+    total = 0.0
+    step = max(1, (1 << 20) // logits.shape[1])
+    for start in range(0, len(rows), step):
+        part = rows[start : start + step]
+        z = logits[part].astype(np.float64)
+        top = z.max(axis=1)
+        total += float(
+            (np.log(np.exp(z - top[:, None]).sum(axis=1)) + top - z[np.arange(len(part)), targets[part]]).sum()
+        )
+    return total / len(rows)
+
+
+def _count(targets):
+    count = int((targets != IGNORED).sum())
+    if count == 0:
+        raise ValueError(f"every target is {IGNORED}: there is nothing to predict")
+    return count
+
+
+class RWKV:
+    """An RWKV language model.
+
+    config: `ModelConfig`.  seed: of the reference initialisation.  device: "cpu" (default) or "auto".
+    precision: "fp32" (default); "bf16", "fp16": weights rounded to that type, arithmetic in float32; "fp64" with
+    backend="ref".  backend: "cpu" (default, fast) or "ref" (the textbook implementation, slow).
+    Raises ValueError (an argument), DeviceError (no such device here), NotImplementedError (a kind of layer that
+    this build lacks).
+
+    >>> from rwkvtune import RWKV, ModelConfig
+    >>> model = RWKV(ModelConfig(model_type="x070", n_layer=1, n_embd=64, vocab_size=10))
+    >>> model([[1, 2, 3]]).logits.shape
+    (1, 3, 10)
+    """
+
+    def __init__(self, config, seed=0, device="cpu", precision="fp32", backend="cpu"):
+        self._build(config, device, precision, backend)
+        self._core.init(int(seed))
+        self._round_weights()
+
+    def _build(self, config, device, precision, backend):
+        if not isinstance(config, ModelConfig):
+            raise ValueError(f"config is a {type(config).__name__}; it must be a ModelConfig")
+        self.config, self.device, self.precision, self.backend = config, _check_device(device), precision, backend
+        try:
+            self._core = _rwkvcore.Model(config.to_core_dict(), _core_backend(backend, precision))
+        except NotImplementedError as error:
+            raise NotImplementedError(
+                f"this version of rwkvtune cannot run layers of kind {' and '.join(config.kinds)} yet ({error});"
+                " ModelConfig(model_type='x070', ...) makes an RWKV-7 model, which it can"
+            ) from error
+        self._chunk_size = 1024
+        self.state = None
+
+    def _round_weights(self):
+        """Weights to the nearest numbers of the model's precision."""
+        if self.precision == "fp16":
+            for value in self._core.parameters().values():
+                value[...] = value.astype(np.float16)
+        elif self.precision == "bf16":
+            from .checkpoint.lazy_tensor import round_to_bfloat16, widen_bfloat16
+
+            for value in self._core.parameters().values():
+                value[...] = widen_bfloat16(round_to_bfloat16(value.reshape(-1))).reshape(value.shape)
+
+    def __repr__(self):
+        return f"RWKV({self.config.summary()}, {self.num_parameters:,} parameters, {self.precision} on {self.device})"
+
+    # ---- weights ----
+
+    @classmethod
+    def load(cls, path, device="cpu", precision="fp32", backend="cpu", config=None, **overrides):
+        """A model from a weight file; version and sizes are read from its tensors.
+
+        path: `.pth` (as torch or RWKV-LM write it) or `.safetensors`.  device, precision, backend: as in `RWKV`.
+        overrides: what weights do not tell: ctx_len, head_size_divisor, head_size_a and rope of attention layers.
+        config: a ModelConfig that the file must fit, instead of reading the sizes from it.
+        Raises FileNotFoundError, FormatError (not a weight file; tensors missing, unexpected or misshapen, all named).
+        """
+        from .checkpoint import read_checkpoint
+
+        if not os.path.exists(path):
+            raise FileNotFoundError(f"weights not found: {path}")
+        tensors = read_checkpoint(path)
+        if config is None:
+            config = config_of(tensors, path, **overrides)
+        elif overrides:
+            raise ValueError(f"give either config or {', '.join(overrides)}, not both")
+        model = cls.__new__(cls)
+        model._build(config, device, precision, backend)
+        model._fill(tensors, path)
+        model._round_weights()
+        return model
+
+    def load_state_dict(self, tensors):
+        """Replace the weights.  tensors: mapping name -> array of its shape.  Raises FormatError as `load` does."""
+        self._fill({name: to_array(value, name) for name, value in tensors.items()}, "the given weights")
+        self._round_weights()
+
+    def _fill(self, tensors, source):
+        """Copies weights in, after all names and shapes have been compared.
+
+        Tensors the model never uses (v0, v1, v2 of its first layer) may be missing and then stay zero.
+        """
+        problems, wanted = [], {}
+        for row in self._core.manifest():
+            name, shape = row["name"], tuple(row["shape"])
+            wanted[name] = shape
+            if name not in tensors:
+                if not row["optional"]:
+                    problems.append(f"missing {name} {shape}")
+            elif math.prod(tensors[name].shape) != math.prod(shape) or _squeezed(tensors[name].shape) != _squeezed(
+                shape
+            ):
+                problems.append(f"{name} has shape {tuple(tensors[name].shape)}, the model's is {shape}")
+        problems += [f"unexpected {name} {tuple(tensors[name].shape)}" for name in tensors if name not in wanted]
+        if problems:
+            more = f"; and {len(problems) - 8} more" if len(problems) > 8 else ""
+            raise FormatError(
+                f"{source} does not fit this model ({self.config.summary()}): {'; '.join(problems[:8])}{more}"
+            )
+        for name, view in self._core.parameters().items():
+            if name in tensors:
+                value = tensors[name]
+                value = value.numpy(view.dtype) if hasattr(value, "raw") else np.asarray(value, view.dtype)
+                view[...] = value.reshape(view.shape)
+
+    def save(self, path, dtype=None):
+        """Write the weights under RWKV-LM's names and shapes, at once or not at all.
+
+        path: ends in `.pth` (torch.load reads it) or `.safetensors`.  dtype: "fp32", "bf16", "fp16"; default: the
+        model's precision.  Raises ValueError (path, dtype), OSError with the path.
+        """
+        from .checkpoint import write_pth, write_safetensors
+
+        writers = {".pth": write_pth, ".safetensors": write_safetensors}
+        ending = os.path.splitext(os.fspath(path))[1]
+        if ending not in writers:
+            raise ValueError(
+                f"path is {os.fspath(path)!r}; its ending decides the format and must be .pth or .safetensors"
+            )
+        writers[ending](
+            path, self.named_parameters(), dtype=dtype or (None if self.precision == "fp64" else self.precision)
+        )
+
+    def named_parameters(self):
+        """dict: RWKV-LM's name -> float32 view (float64 in fp64) in RWKV-LM's shape; writing to it changes the model."""
+        return self._core.parameters()
+
+    @property
+    def num_parameters(self):
+        """int: numbers in all weights."""
+        return self._core.num_parameters
+
+    # ---- forward and backward ----
+
+    def __call__(self, ids, targets=None, state=None):
+        """Logits of every position, and the loss where targets are given.
+
+        ids: integers (B,T), (T,) or one.  targets: same shape, the id to predict at each place, -100 = does not count.
+        state: `RWKVState` to continue from (default: the beginning).
+        Returns `ModelOutput`: logits (B,T,V) float32; loss: mean cross-entropy (float) or None.
+        Raises ValueError (an id out of range, with its place; shapes; no target counts).
+        """
+        if targets is None:
+            ids = token_ids(ids, self.config.vocab_size)
+        else:
+            ids, targets = ids_and_targets(ids, targets, self.config.vocab_size)
+            _count(targets)
+        logits, _ = self._core.forward(ids, to_core(state, self._core, len(ids)), "all")
+        return ModelOutput(logits, None if targets is None else _cross_entropy(logits, targets))
+
+    def loss(self, ids, targets, state=None):
+        """Mean cross-entropy (float) without ever holding all logits; arguments as in a call."""
+        ids, targets = ids_and_targets(ids, targets, self.config.vocab_size)
+        _count(targets)
+        total, count, _ = self._core.loss(ids, targets, to_core(state, self._core, len(ids)))
+        return total / count
+
+    def loss_and_grads(self, ids, targets, l2wrap=False, chunked=None, state=None):
+        """The loss and its gradient with respect to every weight.
+
+        ids, targets: as in a call.  l2wrap: add the reference trainer's term, 1e-4/(B*T) times the largest logit.
+        chunked: None (default); "full": in chunks of `set_chunk_size`, less memory, same gradients; "truncated": the
+        state between chunks is taken as constant.  state: where to start; its gradient is returned as well.
+        Returns (loss, dict name -> float32 array of the parameter's shape), with a state also "state.att_shift"
+        (L,B,C), "state.wkv" (L,B,H,value,key), "state.ffn_shift" (L,B,C).  Raises ValueError as a call does.
+        """
+        if chunked not in (None, "full", "truncated"):
+            raise ValueError(f"chunked is {chunked!r}; allowed are None, 'full' and 'truncated'")
+        ids, targets = ids_and_targets(ids, targets, self.config.vocab_size)
+        count = _count(targets)
+        factors = (1.0 / count, _L2WRAP / ids.size if l2wrap else 0.0)
+        start = to_core(state, self._core, len(ids))
+        self._core.zero_gradients()
+        size = self._chunk_size if chunked else ids.shape[1]
+        total, dstate = self._backward(ids, targets, factors, start, size, chunked == "full")
+        grads = {name: value.copy() for name, value in self._core.gradients().items()}
+        if state is not None:
+            grads.update({f"state.{name}": value for name, value in rows_to_arrays(dstate.rows()).items()})
+        return total / count, grads
+
+    def _backward(self, ids, targets, factors, start, size, through):
+        """(sum of the loss, gradient of the initial state); chunks run from the last to the first.
+
+        through: the gradient of a chunk's initial state enters the chunk before; otherwise it is dropped.
+        """
+        pieces = [slice(at, at + size) for at in range(0, ids.shape[1], size)]
+        states = [start]
+        for piece in pieces[:-1]:
+            states.append(self._core.forward(np.ascontiguousarray(ids[:, piece]), states[-1], "none")[1])
+        total, dstate = 0.0, None
+        for piece, before in zip(reversed(pieces), reversed(states)):
+            x, y = np.ascontiguousarray(ids[:, piece]), np.ascontiguousarray(targets[:, piece])
+            loss, _, _, dstate = self._core.forward_backward(x, y, *factors, before, dstate if through else None)
+            total += loss
+        return total, dstate
+
+    # ---- state ----
+
+    def init_state(self, batch_size=1):
+        """`RWKVState` of `batch_size` sequences before their first token."""
+        return RWKVState(self._core.new_state(int(batch_size)), self._core)
+
+    def reset_state(self, batch_size=1):
+        """Sets `model.state` to `init_state(batch_size)`; the attribute is for you, no method reads it."""
+        self.state = self.init_state(batch_size)
+
+    def process_with_state(self, ids, state=None):
+        """Continue sequences.  ids: (B,T), (T,) or one integer, T >= 1.  state: None = the beginning.
+
+        Returns (logits (B,T,V) float32, the state after the last token); the given state is unchanged.  Any split of a
+        sequence gives the same logits.  Raises ValueError as a call does.
+        """
+        ids = token_ids(ids, self.config.vocab_size)
+        logits, after = self._core.forward(ids, to_core(state, self._core, len(ids)), "all")
+        return logits, RWKVState(after, self._core)
+
+    def set_chunk_size(self, chunk_size):
+        """Tokens of a chunk in `forward_chunked` and `loss_and_grads(chunked=...)`, at first 1024.  Raises ValueError."""
+        if isinstance(chunk_size, bool) or not hasattr(chunk_size, "__index__") or chunk_size < 1:
+            raise ValueError(f"chunk_size is {chunk_size!r}; it must be an integer of at least 1")
+        self._chunk_size = int(chunk_size)
+
+    def forward_chunked(self, ids, labels=None):
+        """A call in chunks of `set_chunk_size` tokens: same logits and loss, same `ModelOutput`, same errors."""
+        ids = token_ids(ids, self.config.vocab_size)
+        if labels is not None:
+            ids, labels = ids_and_targets(ids, labels, self.config.vocab_size)
+            _count(labels)
+        state, parts = None, []
+        for at in range(0, ids.shape[1], self._chunk_size):
+            logits, state = self._core.forward(np.ascontiguousarray(ids[:, at : at + self._chunk_size]), state, "all")
+            parts.append(logits)
+        logits = np.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]
+        return ModelOutput(logits, None if labels is None else _cross_entropy(logits, labels))
+
+    # ---- generation ----
+
+    def generate(self, prompt_ids, max_new_tokens=100, temperature=1.0, top_p=0.9, top_k=0, seed=0, presence_penalty=0.0,
+                 frequency_penalty=0.0, stop_tokens=(), state=None, stream=None, penalty_decay=0.996):  # fmt: skip
+        """Sample a continuation; the same arguments give the same tokens.
+
+        prompt_ids: at least one id.  temperature: 0 = always the likeliest.  top_p: smallest set of likeliest tokens
+        with that much probability.  top_k: at most so many, 0 = all.  presence_penalty, frequency_penalty: taken from the
+        logits of tokens already generated, fading by penalty_decay per token.  stop_tokens: ids that end the text.
+        state: `RWKVState` before the prompt.  stream: a function called with each id (returning True stops), or True
+        for an iterator over the ids.
+        Returns list of the new ids, without the prompt.  Raises ValueError naming the argument.
+        """
+        prompt = token_ids(prompt_ids, self.config.vocab_size, "prompt_ids")
+        if len(prompt) != 1:
+            raise ValueError(f"prompt_ids has {len(prompt)} rows; generate continues one sequence")
+        options = _sampling(temperature, top_p, top_k, seed, presence_penalty, frequency_penalty, penalty_decay)
+        options["stop_tokens"] = [int(token) for token in np.atleast_1d(np.asarray(stop_tokens, np.int64))]
+        if isinstance(max_new_tokens, bool) or not hasattr(max_new_tokens, "__index__") or max_new_tokens < 0:
+            raise ValueError(f"max_new_tokens is {max_new_tokens!r}; it must be an integer of at least 0")
+
+        def run(on_token):
+            return self._generate(prompt, to_core(state, self._core, 1), int(max_new_tokens), on_token, options)
+
+        if stream is True:
+            return _iterate(run)
+        if stream is not None and not callable(stream):
+            raise ValueError(f"stream is {stream!r}; allowed are None, True and a function of one id")
+        return run(stream)
+
+    def _generate(self, prompt, state, max_new_tokens, on_token, options):
+        while prompt.shape[1] > _PROMPT_CHUNK:
+            head, prompt = prompt[:, :_PROMPT_CHUNK], prompt[:, _PROMPT_CHUNK:]
+            _, state = self._core.forward(np.ascontiguousarray(head), state, "none")
+        return self._core.generate(
+            np.ascontiguousarray(prompt[0]), state, max_new_tokens, on_token=on_token, **options
+        )[0]
+
+    def plan(self, batch_size=1, ctx_len=None, training=True, grad_cp=0):
+        """dict: bytes that this takes: parameters, gradients, moments, activations, state, scratch, total."""
+        return self._core.plan(int(batch_size), int(ctx_len or self.config.ctx_len), bool(training), int(grad_cp))
+
+
+def _squeezed(shape):
+    return tuple(size for size in shape if size != 1)
+
+
+def config_of(tensors, source, **overrides):
+    """`ModelConfig` of a weight file from its tensors' shapes.
+
+    tensors: mapping name -> anything with a shape.  source: its name, for messages.  overrides: fields set over it.
+    Raises FormatError (no model this package knows), ValueError (an override).
+    """
+    from .checkpoint import detect
+
+    found = detect({name: tuple(value.shape) for name, value in tensors.items()})
+    allowed = ("ctx_len", "head_size_divisor", "head_size_a", "rope")
+    for name in overrides:
+        if name not in allowed:
+            raise ValueError(
+                f"{name} cannot be given for {source}: it is read from the weights; allowed are {', '.join(allowed)}"
+            )
+    try:
+        return ModelConfig.from_detected(
+            found, **{name: value for name, value in overrides.items() if value is not None}
+        )
+    except ValueError as error:
+        raise FormatError(f"{source}: {error}") from error
+
+
+def _sampling(temperature, top_p, top_k, seed, presence_penalty, frequency_penalty, penalty_decay):
+    """The core's sampling options.  Raises ValueError naming the argument."""
+    numbers = {"temperature": (temperature, 0, math.inf), "top_p": (top_p, 0, 1), "top_k": (top_k, 0, math.inf),
+               "presence_penalty": (presence_penalty, -math.inf, math.inf), "penalty_decay": (penalty_decay, 0, 1),
+               "frequency_penalty": (frequency_penalty, -math.inf, math.inf)}  # fmt: skip
+    for name, (value, low, high) in numbers.items():
+        if not isinstance(value, (int, float, np.number)) or not low <= value <= high:
+            raise ValueError(f"{name} is {value!r}; it must be a number in [{low}, {high}]")
+    greedy = temperature == 0
+    return {"temperature": 1.0 if greedy else float(temperature), "top_p": float(top_p), "top_k": 1 if greedy else int(top_k),
+            "presence_penalty": float(presence_penalty), "frequency_penalty": float(frequency_penalty),
+            "penalty_decay": float(penalty_decay), "seed": int(seed)}  # fmt: skip
+
+
+def _iterate(run):
+    """Iterator over the ids that run(on_token) produces; leaving it early stops the production."""
+    queue, stopped, end = Queue(maxsize=1), [], object()
+
+    def on_token(token):
+        queue.put(token)
+        return bool(stopped)
+
+    def work():
+        try:
+            run(on_token)
+            queue.put((end, None))
+        except BaseException as error:  # handed to the reader, whatever it is
+            queue.put((end, error))
+
+    thread = Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        while True:
+            item = queue.get()
+            if isinstance(item, tuple):
+                if item[1] is not None:
+                    raise item[1]
+                return
+            yield item
+    finally:
+        stopped.append(True)
+        while thread.is_alive():
+            while not queue.empty():
+                queue.get_nowait()
+            thread.join(0.01)

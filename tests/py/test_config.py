@@ -1,0 +1,209 @@
+"""Configurations: defaults, derived widths, what is refused and how it is said."""
+
+import json
+
+import pytest
+
+from rwkvtune import DataConfig, FormatError, ModelConfig, TrainingConfig
+from rwkvtune.configs.model_loader import list_available_models, load_model_config, print_model_info
+
+
+def test_documented_defaults():
+    model = ModelConfig()
+    assert (model.model_type, model.n_layer, model.n_embd, model.ctx_len, model.vocab_size, model.head_size_a) == (
+        "x060",
+        3,
+        128,
+        1024,
+        361,
+        64,
+    )
+    training = TrainingConfig()
+    assert (training.lr_init, training.lr_final, training.micro_bsz, training.grad_cp, training.precision) == (
+        6e-4,
+        6e-5,
+        16,
+        1,
+        "bf16",
+    )
+    assert (training.warmup_steps, training.beta1, training.beta2, training.adam_eps, training.weight_decay) == (
+        10,
+        0.9,
+        0.99,
+        1e-18,
+        0.001,
+    )
+    assert (training.epoch_save, training.strategy, training.grad_clip, training.l2wrap) == (
+        1,
+        "deepspeed_stage_1",
+        1.0,
+        True,
+    )
+    assert (DataConfig().sequence_length, DataConfig().n_epochs_duplication) == (1024, 3)
+
+
+@pytest.mark.parametrize(
+    "n_embd, decay, value, gate",
+    [(128, 32, 32, 64), (256, 32, 32, 64), (512, 64, 32, 128), (768, 64, 32, 128), (1024, 64, 64, 160), (1536, 96, 64, 192),
+     (2048, 128, 64, 224), (2560, 128, 96, 256), (4096, 160, 96, 320)],
+)  # fmt: skip
+def test_low_rank_widths_round_half_to_even(n_embd, decay, value, gate):
+    config = ModelConfig(model_type="x070", n_embd=n_embd)
+    assert (config.dim_att_lora, config.dim_mv_lora, config.dim_gate_lora) == (decay, value, gate)
+    assert (config.d_decay, config.d_aaa, config.dim_ffn) == (decay, decay, 4 * n_embd)
+
+
+def test_given_widths_win_and_split():
+    config = ModelConfig(model_type="x070", dim_att_lora=48, d_aaa=24, dim_ffn=100)
+    layer = config.layer_list()[0]
+    assert (layer["d_decay"], layer["d_aaa"], layer["dim_ffn"]) == (48, 24, 100)
+
+
+def test_ffn_width_of_older_versions():
+    assert ModelConfig(model_type="x060", n_embd=128).dim_ffn == 448
+    assert ModelConfig(model_type="x052", n_embd=192).dim_ffn == 672
+
+
+def test_replace_derives_again_and_leaves_the_original():
+    config = ModelConfig(model_type="x070", n_embd=128, dim_gate_lora=96)
+    wide = config.replace(n_embd=1024)
+    assert (wide.dim_ffn, wide.dim_att_lora, wide.dim_gate_lora) == (4096, 64, 96)
+    assert (config.n_embd, config.dim_ffn) == (128, 512)
+    assert ModelConfig.from_dict(wide.to_dict()) == wide
+
+
+def test_recipe_of_layers():
+    config = ModelConfig(
+        model_type="x070", n_embd=128, layers=["x070", "attention", {"time_mix": "x060", "head_size": 32}]
+    )
+    kinds = [
+        (layer["time_mix"], layer["channel_mix"], layer["dim_ffn"], layer["head_size"]) for layer in config.layer_list()
+    ]
+    assert kinds == [("x070", "x070", 512, 64), ("attention", "mlp", 512, 64), ("x060", "x060", 448, 32)]
+    assert config.n_layer == 3
+    assert config.replace(layers=["x070"]).n_layer == 1
+
+
+def test_layer_norm_of_the_embedding():
+    assert ModelConfig(layers=["attention"]).to_core_dict()["ln0"] is False
+    assert ModelConfig(layers=["attention", "x070"]).to_core_dict()["ln0"] is True
+
+
+@pytest.mark.parametrize(
+    "values, words",
+    [
+        ({"model_type": "x071"}, ("model_type", "'x071'", "x070")),
+        ({"n_layer": -1}, ("n_layer", "-1", "at least 1")),
+        ({"n_embd": 100}, ("head_size_a", "64", "100")),
+        ({"n_embd": 12.5}, ("n_embd", "12.5", "integer")),
+        ({"vocab_size": 0}, ("vocab_size", "0", "at least 1")),
+        ({"n_embd": 128, "dim_att": 256}, ("dim_att", "256", "128")),
+        ({"layers": []}, ("layers",)),
+        ({"layers": ["x070", "gru"]}, ("layers[1]", "'gru'", "attention")),
+        ({"layers": [{"time_mix": "x070", "width": 3}]}, ("layers[0]", "'width'")),
+        ({"layers": ["x070"], "n_layer": 2}, ("n_layer", "2", "1")),
+        ({"n_embd": True}, ("n_embd", "True")),
+    ],
+)
+def test_model_config_refuses(values, words):
+    with pytest.raises(ValueError) as error:
+        ModelConfig(**values)
+    for word in words:
+        assert word in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "values, words",
+    [
+        ({"lr_init": -1}, ("lr_init", "-1")),
+        ({"lr_init": "fast"}, ("lr_init", "'fast'")),
+        ({"lr_init": float("nan")}, ("lr_init", "nan")),
+        ({"beta2": 1.0}, ("beta2", "1")),
+        ({"micro_bsz": 0}, ("micro_bsz", "0")),
+        ({"precision": "int4"}, ("precision", "'int4'", "bf16")),
+        ({"train_type": "lora"}, ("train_type", "'lora'")),
+    ],
+)
+def test_training_config_refuses(values, words):
+    with pytest.raises(ValueError) as error:
+        TrainingConfig(**values)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_unknown_field_is_named():
+    with pytest.raises(ValueError, match="lr_int.*lr_init"):
+        TrainingConfig.from_dict({"lr_int": 1})
+
+
+BUILTIN = {"0.1b": (12, 768, 64, 128, 32), "0.4b": (24, 1024, 64, 128, 32), "1.5b": (24, 2048, 96, 256, 64), "2.9b": (32, 2560, 96, 320, 64),
+           "7.2b": (32, 4096, 128, 480, 96), "13.3b": (61, 4096, 192, 384, 128)}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BUILTIN)
+def test_builtin_models_by_short_and_full_name(name):
+    for identifier in (name, f"rwkv7-{name}"):
+        c = load_model_config(identifier)
+        assert (c.n_layer, c.n_embd, c.dim_att_lora, c.dim_gate_lora, c.dim_mv_lora) == BUILTIN[name]
+        assert c.config_source == f"builtin:{identifier}"
+        assert (c.model_type, c.architecture_version, c.vocab_size, c.model_path) == ("x070", "rwkv7", 65536, None)
+    assert set(c.to_train_config_dict()) == {
+        "n_layer", "n_embd", "vocab_size", "head_size_a", "dim_att_lora", "dim_gate_lora", "dim_mv_lora"}  # fmt: skip
+
+
+def _write(directory, name, **changes):
+    raw = {"architecture_version": name.split("-")[0], "architecture": {"n_layer": 2, "n_embd": 64, "vocab_size": 100, "head_size_a": 64},
+           "lora_dims": {"dim_att_lora": 8, "dim_gate_lora": 8, "dim_mv_lora": 8}}  # fmt: skip
+    path = directory / f"{name}.json"
+    path.write_text(json.dumps({**raw, **changes}))
+    return path
+
+
+def test_names_that_collide(tmp_path):
+    _write(tmp_path, "rwkv7-1.0b")
+    _write(tmp_path, "rwkv8-1.0b")
+    assert load_model_config("1.0b", tmp_path).architecture_version == "rwkv7"
+    other = load_model_config("1.0b", tmp_path, default_arch="rwkv8")
+    assert (other.architecture_version, other.config_source) == ("rwkv8", "builtin:rwkv8-1.0b")
+    with pytest.raises(ValueError, match="rwkv7-1.0b.*rwkv8-1.0b"):
+        load_model_config("1.0b", tmp_path, default_arch="rwkv9")
+    assert sorted(list_available_models(tmp_path)) == ["rwkv7-1.0b", "rwkv8-1.0b"]
+
+
+def test_paths_and_what_is_wrong_in_a_file(tmp_path):
+    path = _write(tmp_path, "mine", architecture_version="rwkv7", model_file="w.pth")
+    config = load_model_config(str(path))
+    assert (config.config_source, config.model_path, config.ctx_len, config.recommended_lr) == (
+        f"file:{path}",
+        "w.pth",
+        4096,
+        1e-4,
+    )
+    with pytest.raises(FormatError, match="lora_dims"):
+        load_model_config(str(_write(tmp_path, "mine", architecture_version="rwkv7", lora_dims=None)))
+    with pytest.raises(FormatError, match="n_embd is '64'"):
+        load_model_config(
+            str(_write(tmp_path, "mine", architecture_version="rwkv7", architecture={"n_layer": 2, "n_embd": "64"}))
+        )
+    path.write_text('{"a": 1,\n  oops}')
+    with pytest.raises(FormatError, match=r"mine\.json:2:3"):
+        load_model_config(str(path))
+    with pytest.raises(FileNotFoundError, match="nowhere.json"):
+        load_model_config("nowhere.json")
+
+
+def test_unknown_name_tells_what_there_is():
+    with pytest.raises(FileNotFoundError) as error:
+        load_model_config("unknown-model")
+    lines = str(error.value).splitlines()
+    assert lines[0] == "Configuration not found: 'unknown-model'"
+    assert lines[1].startswith("Available configs: ['0.1b'") and "rwkv7-7.2b" in lines[1]
+    assert lines[2] == "Or provide the full path to a configuration file"
+
+
+def test_print_model_info(capsys):
+    print_model_info(load_model_config("1.5b"))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == lines[2] == lines[-1] == "=" * 80
+    assert lines[1] == "Model Config: RWKV7-1.5B"
+    assert "  n_head: 32" in lines and "Model file: (not specified, use --load_model parameter)" in lines
