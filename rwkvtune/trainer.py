@@ -1,0 +1,222 @@
+"""One optimizer step after another: the trainer, its state on the disk, and what happens when numbers go bad."""
+
+import json
+import math
+import warnings
+
+import numpy as np
+
+from . import _rwkvcore
+from .arrays import ids_and_targets
+from .config import ModelConfig, TrainingConfig
+from .errors import FormatError
+from .model import RWKV
+
+STATE_FORMAT = 1
+BAD_STEPS_ALLOWED = 5
+_KINDS = ("model", "first", "second")  # weights, first and second moments in the state file
+_ADVICE = (
+    "lower lr_init (halve it) or lengthen warmup_steps, check the data for damage and the vocabulary size, keep grad_clip at 1;"
+    " if nothing helps, run the same steps with RWKV(..., backend='ref') to tell a wrong kernel from a wrong setting"
+)
+_FIXED = ("micro_bsz", "accumulate_grad_batches", "beta1", "beta2", "adam_eps", "grad_clip", "train_type")
+_said = set()
+
+
+def _say_once(text):
+    if text not in _said:
+        _said.add(text)
+        warnings.warn(text, stacklevel=3)
+
+
+class Trainer:
+    """A model and its optimizer: AdamW with decoupled decay, gradient clipping, RWKV-LM's parameter groups.
+
+    model: `RWKV`, trained in place.  config: `TrainingConfig` (default: all defaults).
+    steps: steps done, skipped ones included.  tokens: tokens seen.  position: dict of plain values that is saved and
+    restored with the rest, for whoever feeds the trainer.
+
+    >>> from rwkvtune import RWKV, ModelConfig, Trainer, TrainingConfig
+    >>> model = RWKV(ModelConfig(model_type="x070", n_layer=1, n_embd=64, vocab_size=10))
+    >>> trainer = Trainer(model, TrainingConfig(precision="fp32"))
+    >>> losses = [trainer.step([[1, 2, 3, 4]], [[2, 3, 4, 5]], lr=1e-3)[0] for _ in range(20)]
+    >>> losses[-1] < losses[0]
+    True
+    """
+
+    def __init__(self, model, config=None):
+        if not isinstance(model, RWKV):
+            raise ValueError(f"model is a {type(model).__name__}; it must be an RWKV")
+        self.model, self.config = model, config if config is not None else TrainingConfig()
+        if self.config.precision not in ("fp32", "fp64") and model.device == "cpu":
+            _say_once(
+                f"precision={self.config.precision!r}: the CPU trains in float32 (weights can still be saved as bf16)"
+            )
+        if model.precision in ("bf16", "fp16"):
+            model.precision = "fp32"  # from the first step on the weights are float32 numbers
+        c = self.config
+        self._core = _rwkvcore.Trainer(
+            model._core,
+            beta1=c.beta1,
+            beta2=c.beta2,
+            eps=c.adam_eps,
+            weight_decay=c.weight_decay,
+            grad_clip=c.grad_clip,
+        )
+        self._trainable = self._trained_names()
+        self.steps = self.tokens = self._bad_in_a_row = 0
+        self.position = {}
+
+    def _trained_names(self):
+        if self.config.train_type not in ("state", "states"):
+            return None
+        names = [name for name in self.model.named_parameters() if "time_sta" in name]
+        if not names:
+            raise ValueError(
+                "train_type 'states' trains the initial states, and this model has none; use ModelConfig(time_state=True)"
+            )
+        return names
+
+    def adopt(self, config):
+        """Use other settings from the next step on.
+
+        config: `TrainingConfig`.  Raises ValueError where it changes what the moments and the order of samples rest on.
+        """
+        for name in _FIXED:
+            old, new = getattr(self.config, name), getattr(config, name)
+            if old != new:
+                raise ValueError(
+                    f"{name} is {new!r} but the run to continue has {old!r}; it cannot change within a run"
+                )
+        self.config = config
+
+    @property
+    def applied_steps(self):
+        """int: steps that changed the weights, Adam's t."""
+        return self._core.step_count
+
+    def step(self, ids, targets, lr=None, weight_decay=None):
+        """One optimizer step.
+
+        ids, targets: (B,T) as in a call of the model; B rows are run in micro-batches of config.micro_bsz, the gradient
+        is that of the mean over all.  lr: default config.lr_init.  weight_decay: default config.weight_decay.
+        Returns (loss, gradient norm before clipping), both float.  A step whose loss or gradient is not finite changes
+        nothing, warns, and names the first bad tensor; the fifth in a row raises FloatingPointError.
+        Raises ValueError as a call of the model does.
+        """
+        ids, targets = ids_and_targets(ids, targets, self.model.config.vocab_size)
+        c = self.config
+        result = self._core.step(
+            ids, targets, micro_bsz=min(c.micro_bsz, len(ids)), lr=float(c.lr_init if lr is None else lr),
+            weight_decay=float(c.weight_decay if weight_decay is None else weight_decay), l2wrap=bool(c.l2wrap),
+            grad_cp=c.grad_cp, trainable=self._trainable,
+        )  # fmt: skip
+        self.steps += 1
+        self.tokens += ids.size
+        if result["bad"] is None:
+            self._bad_in_a_row = 0
+        else:
+            self._refuse(result["bad"], result["loss"])
+        return float(result["loss"]), float(result["grad_norm"])
+
+    def _refuse(self, bad, loss):
+        self._bad_in_a_row += 1
+        text = f"step {self.steps} was skipped: the first number that is not finite is in {bad} (loss {loss})"
+        if self._bad_in_a_row >= BAD_STEPS_ALLOWED:
+            raise FloatingPointError(f"{text}; {self._bad_in_a_row} such steps in a row, so training stops: {_ADVICE}")
+        warnings.warn(text, RuntimeWarning, stacklevel=3)
+
+    # ---- state ----
+
+    def save(self, path):
+        """Write everything that training needs to go on exactly as it would have, into one file, at once or not at all.
+
+        path: any file name.  The file is a `.pth` of weights, both moments and a JSON text; reading it runs no code.
+        Raises OSError with the path; the file that was there before is then whole.
+        """
+        from .checkpoint import write_pth
+
+        first, second = self._core.moments()
+        about = {
+            "format": STATE_FORMAT, "steps": self.steps, "tokens": self.tokens, "applied_steps": self._core.step_count,
+            "bad_in_a_row": self._bad_in_a_row, "position": self.position, "training": self.config.to_dict(),
+            "model": self.model.config.to_dict(), "precision": self.model.precision, "backend": self.model.backend,
+        }  # fmt: skip
+        tensors = {"about": np.frombuffer(json.dumps(about).encode(), np.uint8)}
+        for kind, values in zip(_KINDS, (self.model.named_parameters(), first, second)):
+            tensors.update({f"{kind}/{name}": value for name, value in values.items()})
+        write_pth(path, tensors)
+
+    @classmethod
+    def resume(cls, path, device="cpu"):
+        """The trainer that wrote `path`, with its model; the next step gives the bits it would have given then.
+
+        Raises OSError, FormatError (not a trainer's state, or of a newer version).
+        """
+        tensors, about = _read_state(path)
+        model = RWKV.__new__(RWKV)
+        model._build(ModelConfig.from_dict(about["model"]), device, about["precision"], about["backend"])
+        trainer = cls(model, TrainingConfig.from_dict(about["training"]))
+        for kind, values in zip(_KINDS, (model.named_parameters(), *trainer._core.moments())):
+            for name, view in values.items():
+                stored = tensors.get(f"{kind}/{name}")
+                if stored is None or tuple(stored.shape) != view.shape:
+                    raise FormatError(f"{path}: {kind}/{name} is missing or misshapen; the file is not whole")
+                view[...] = stored.numpy(view.dtype)
+        trainer._core.step_count = about["applied_steps"]
+        trainer.steps, trainer.tokens = about["steps"], about["tokens"]
+        trainer._bad_in_a_row, trainer.position = about["bad_in_a_row"], about["position"]
+        return trainer
+
+
+def _read_state(path):
+    """(tensors, the JSON text as a dict) of a trainer's state file."""
+    from .checkpoint import read_pth
+
+    tensors = read_pth(path)
+    if "about" not in tensors:
+        raise FormatError(
+            f"{path} is not a trainer's state (weights alone cannot resume a run; load them with RWKV.load)"
+        )
+    try:
+        about = json.loads(tensors["about"].numpy().tobytes())
+        newer = about["format"] > STATE_FORMAT
+    except (ValueError, KeyError, TypeError) as error:
+        raise FormatError(f"{path}: the description in this trainer's state cannot be read ({error})") from error
+    if newer:
+        raise FormatError(
+            f"{path} was written by a newer version of rwkvtune (format {about['format']}, this one reads {STATE_FORMAT})"
+        )
+    return tensors, about
+
+
+def read_position(path):
+    """dict: what a state file tells about its run: steps, tokens, position, training, model.  Raises as `Trainer.resume`."""
+    return _read_state(path)[1]
+
+
+def evaluate(model, tokens, context=(), chunk=1024):
+    """Mean cross-entropy, in nats, of predicting a text from its beginning, the state carried all along.
+
+    tokens: 1-D array-like of ids, the text.  context: ids read before it that do not count.  chunk: tokens at a time.
+    Returns (loss, number of predicted tokens); the very first token counts only when there is a context.
+    Raises ValueError (fewer than two tokens in all).
+    """
+    context, tokens = np.asarray(context, np.int32).reshape(-1), np.asarray(tokens, np.int32).reshape(-1)
+    stream = np.concatenate([context, tokens])
+    if len(stream) < 2:
+        raise ValueError("evaluation needs at least two tokens")
+    targets = stream[1:].copy()
+    targets[: max(0, len(context) - 1)] = -100
+    total, count, state = 0.0, 0, None
+    for at in range(0, len(targets), chunk):
+        part = slice(at, min(at + chunk, len(targets)))
+        x, y = ids_and_targets(stream[part], targets[part], model.config.vocab_size)
+        loss, n, state = model._core.loss(x, y, state)
+        total, count = total + loss, count + n
+    return total / max(1, count), count
+
+
+def bits(nats):
+    """A loss in nats as bits."""
+    return nats / math.log(2)
