@@ -1,0 +1,267 @@
+"""The command line: what each command prints and writes, and one clear line for wrong input."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from rwkvtune import RWKV, BinIdxDataset, GenericTokenizer, ModelConfig, Trainer, create_byte_vocab_file
+from rwkvtune.cli import COMMANDS, main
+
+TEXT = "\n\n".join(f"The {n}th paragraph says that {n} and {n} make {2 * n}." for n in range(400))
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Weights, a byte vocabulary, a text and bin/idx data made of it."""
+    root = tmp_path_factory.mktemp("cli")
+    create_byte_vocab_file(str(root / "vocab.txt"))
+    (root / "text.txt").write_text(TEXT)
+    RWKV(ModelConfig(model_type="x070", n_layer=1, n_embd=32, vocab_size=257, head_size_a=32), seed=1).save(
+        root / "m.pth"
+    )
+    assert main(["prepare", str(root / "text.txt"), str(root / "data" / "train"), "--document_chars", "500"]) == 0
+    return root
+
+
+def failure(capsys, *argv):
+    """The one line on stderr of a command that must end with 2."""
+    capsys.readouterr()
+    assert main([str(word) for word in argv]) == 2
+    out = capsys.readouterr()
+    assert out.err.count("\n") == 1 and "Traceback" not in out.err
+    return out.err
+
+
+def test_help_of_everything(capsys):
+    assert main([]) == 2 and main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(f"  {command}" in text for command in COMMANDS)
+    for command in COMMANDS:
+        with pytest.raises(SystemExit) as stop:
+            main([command, "--help"])
+        text = capsys.readouterr().out
+        assert stop.value.code == 0 and f"usage: rwkvtune {command}" in text
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "--help"])
+    assert "(default: 0.0006)" in capsys.readouterr().out
+    assert main(["--version"]) == 0
+
+
+def test_wrong_words(capsys):
+    assert "no command 'trian'" in failure(capsys, "trian")
+    with pytest.raises(SystemExit) as stop:
+        main(["generate"])
+    assert stop.value.code == 2 and "model" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_is_a_module(command):
+    process = subprocess.run(
+        [sys.executable, "-m", f"rwkvtune.cli.{command}", "--help"], capture_output=True, text=True
+    )
+    assert process.returncode == 0 and "usage: rwkvtune" in process.stdout
+
+
+def test_info(capsys):
+    assert main(["info", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert main(["info"]) == 0
+    assert facts["isa"] in capsys.readouterr().out
+
+
+def test_inspect(capsys, files, tmp_path):
+    assert main(["inspect", str(files / "m.pth"), "--json", "--tensors"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    found = facts["detected_config"]
+    assert (found["model_type"], found["n_layer"], found["n_embd"], found["vocab_size"], found["dtype"]) == (
+        "x070",
+        1,
+        32,
+        257,
+        "fp32",
+    )
+    assert facts["tensors"]["emb.weight"] == ["float32", [257, 32]]
+    assert main(["inspect", str(files / "m.pth")]) == 0
+    assert "n_embd: 32" in capsys.readouterr().out
+    Trainer(RWKV.load(files / "m.pth")).save(tmp_path / "state.pth")
+    assert main(["inspect", str(tmp_path / "state.pth")]) == 0
+    assert "steps: 0" in capsys.readouterr().out
+    assert "Checkpoint not found" in failure(capsys, "inspect", tmp_path / "none.pth")
+    assert "text.txt" in failure(capsys, "inspect", files / "text.txt")
+
+
+def test_generate(capsys, files):
+    argv = [
+        "generate",
+        str(files / "m.pth"),
+        "--vocab",
+        str(files / "vocab.txt"),
+        "--prompt",
+        "The ",
+        "--max_new_tokens",
+        "20",
+        "--seed",
+        "3",
+    ]
+    assert main(argv) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("The ")
+    model, tokenizer = RWKV.load(files / "m.pth"), GenericTokenizer(str(files / "vocab.txt"))
+    assert (
+        text
+        == "The "
+        + tokenizer.decodeBytes(model.generate(tokenizer.encode("The "), 20, seed=3)).decode("utf-8", "replace")
+        + "\n"
+    )
+    assert main(["generate", str(files / "m.pth"), "--prompt_ids", "1 2", "--max_new_tokens", "3"]) == 0
+    assert [int(word) for word in capsys.readouterr().out.split()] == model.generate([1, 2], 3)
+    assert "--vocab" in failure(capsys, "generate", files / "m.pth", "--prompt", "x")
+    assert "--prompt_ids" in failure(capsys, "generate", files / "m.pth", "--prompt_ids", "1 x")
+    assert "prompt_ids[0, 0] is 300" in failure(capsys, "generate", files / "m.pth", "--prompt_ids", "300")
+    assert "temperature" in failure(capsys, "generate", files / "m.pth", "--temperature", "-1")
+
+
+def test_prepare_writes_what_the_tokenizer_says(capsys, files, tmp_path):
+    with BinIdxDataset(str(files / "data" / "train")) as dataset:
+        assert dataset.total_tokens == sum(len(d) for d in _blocks(TEXT)) + len(_blocks(TEXT))
+    np.save(tmp_path / "n.npy", np.arange(50).reshape(5, 10))
+    assert (
+        main(["prepare", str(tmp_path / "n.npy"), str(tmp_path / "n"), "--tokenizer", "integer:49", "--no_shuffle"])
+        == 0
+    )
+    assert "5 documents, 55 tokens, vocabulary 51" in capsys.readouterr().out
+    with BinIdxDataset(str(tmp_path / "n")) as dataset:
+        assert dataset.get(1).tolist() == [*range(11, 21), 0]
+    assert "--tokenizer" in failure(capsys, "prepare", files / "text.txt", tmp_path / "t", "--tokenizer", "words")
+    assert "input not found" in failure(capsys, "prepare", tmp_path / "none", tmp_path / "t")
+    (tmp_path / "bad.jsonl").write_text('{"text": "a"}\n{"txt": "b"}\n')
+    assert "bad.jsonl:2" in failure(capsys, "prepare", tmp_path / "bad.jsonl", tmp_path / "t")
+    assert not (tmp_path / "t.bin").exists()
+
+
+def _blocks(text):
+    from rwkvtune.pipeline import text_documents
+
+    return text_documents(text, 500)
+
+
+def test_convert(capsys, files, tmp_path):
+    pytest.importorskip("safetensors")
+    assert main(["convert", str(files / "m.pth"), str(tmp_path / "m.safetensors"), "--dtype", "bf16"]) == 0
+    assert main(["convert", str(tmp_path / "m.safetensors"), str(tmp_path / "back.pth"), "--dtype", "fp32"]) == 0
+    first, second = RWKV.load(files / "m.pth", precision="bf16"), RWKV.load(tmp_path / "back.pth")
+    assert all(
+        np.array_equal(first.named_parameters()[name], value) for name, value in second.named_parameters().items()
+    )
+    assert "ending" in failure(capsys, "convert", files / "m.pth", tmp_path / "m.bin")
+    assert "same file" in failure(capsys, "convert", files / "m.pth", files / "m.pth")
+
+
+def test_eval(capsys, files):
+    assert (
+        main(["eval", str(files / "m.pth"), "--vocab", str(files / "vocab.txt"), "--text", str(files / "text.txt")])
+        == 0
+    )
+    words = capsys.readouterr().out.split()
+    loss, per_byte = float(words[words.index("loss") + 1]), float(words[-1])
+    assert loss == pytest.approx(np.log(257), abs=0.3) and per_byte == pytest.approx(loss / np.log(2), abs=1e-3)
+    assert (
+        main(["eval", str(files / "m.pth"), "--data_file", str(files / "data" / "train"), "--max_tokens", "100"]) == 0
+    )
+    assert "tokens 100 " in capsys.readouterr().out
+    assert "--text" in failure(capsys, "eval", files / "m.pth")
+
+
+def test_bench(capsys):
+    argv = [
+        "bench",
+        "--n_layer",
+        "1",
+        "--n_embd",
+        "32",
+        "--head_size_a",
+        "32",
+        "--ctx_len",
+        "16",
+        "--micro_bsz",
+        "2",
+        "--seconds",
+        "0.05",
+    ]
+    assert main(argv) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[-3:]] == ["training", "prompt", "generation"]
+
+
+def train_argv(files, out, *more):
+    return ["train", "--data_file", str(files / "data" / "train"), "--proj_dir", str(out), "--vocab_size", "257", "--n_layer", "1", "--n_embd", "32",
+            "--head_size", "32", "--ctx_len", "16", "--micro_bsz", "8", "--my_exit_tokens", "5120", "--save_every_seconds", "0", *more]  # fmt: skip
+
+
+def test_train(capsys, files, tmp_path):
+    assert main(train_argv(files, tmp_path / "a", "--train_stage", "1")) == 0
+    assert sorted(path.name for path in (tmp_path / "a").glob("rwkv-*")) == ["rwkv-init.pth"]
+    rwkv_lm = [
+        "--accelerator",
+        "gpu",
+        "--devices",
+        "1",
+        "--strategy",
+        "deepspeed_stage_2",
+        "--precision",
+        "bf16",
+        "--my_testing",
+        "x070",
+    ]
+    assert main(train_argv(files, tmp_path / "a", "--train_stage", "3", "--load_model", "0", *rwkv_lm)) == 0
+    out = tmp_path / "a"
+    assert (out / "loss.csv").read_text().count("\n") == 41
+    assert (out / "train_log.txt").read_text().startswith("NEW RUN ")
+    capsys.readouterr()
+    main(["inspect", str(out / "rwkv-final.pth"), "--json"])
+    assert json.loads(capsys.readouterr().out)["detected_config"]["dtype"] == "bf16"
+    rates = [float(line.split(",")[3]) for line in (out / "loss.csv").read_text().splitlines()[1:]]
+    assert rates[0] == pytest.approx(6e-4, rel=1e-2) and rates[-1] < 2e-5 and rates == sorted(rates, reverse=True)
+
+
+def test_train_goes_on_from_weights_alone(capsys, files, tmp_path):
+    (tmp_path / "b").mkdir()
+    RWKV.load(files / "m.pth").save(tmp_path / "b" / "rwkv-0.pth")
+    steps = 40320 // 8
+    assert main(train_argv(files, tmp_path / "b", "--my_exit_tokens", str((steps + 3) * 128))) == 0
+    rows = (tmp_path / "b" / "loss.csv").read_text().splitlines()[1:]
+    assert [row.split(",")[0] for row in rows] == [str(steps + n) for n in (1, 2, 3)]
+
+
+def test_train_interrupted_and_repeated(files, tmp_path):
+    out = tmp_path / "c"
+    command = [sys.executable, "-m", "rwkvtune", *train_argv(files, out, "--my_exit_tokens", "128000")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    end = time.monotonic() + 60
+    while not (out / "loss.csv").exists() or (out / "loss.csv").read_text().count("\n") < 20:
+        assert time.monotonic() < end and process.poll() is None
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGINT)
+    text, _ = process.communicate(timeout=60)
+    assert process.returncode == 130 and "To go on: the same command." in text and "Traceback" not in text
+    done = Trainer.resume(out / "trainer_state.pth").steps
+    again = subprocess.run(command, capture_output=True, text=True)
+    wider = subprocess.run([*command, "--n_embd", "64"], capture_output=True, text=True)
+    assert wider.returncode == 2 and "--n_embd is 64" in wider.stderr
+    clipped = subprocess.run([*command, "--grad_clip", "0.5"], capture_output=True, text=True)
+    assert clipped.returncode == 2 and "grad_clip is 0.5" in clipped.stderr
+    assert again.returncode == 0 and f"continuing the run in {out} after step {done}" in again.stdout
+
+
+def test_train_refuses(capsys, files, tmp_path):
+    assert "must divide 40320" in failure(capsys, *train_argv(files, tmp_path, "--micro_bsz", "11"))
+    assert "weights not found" in failure(capsys, *train_argv(files, tmp_path, "--load_model", "none.pth"))
+    assert "nowhere" in failure(capsys, *train_argv(files, tmp_path, "--data_file", str(tmp_path / "nowhere")))
+    assert "--vocab_size" in failure(capsys, *train_argv(files, tmp_path, "--vocab_size", "0"))
+    assert "lr_init" in failure(capsys, *train_argv(files, tmp_path, "--lr_init", "-1"))
