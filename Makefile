@@ -1,0 +1,88 @@
+# Needs Python 3.10 or newer, a C compiler and make; everything else is installed into .venv.
+#
+#   make quickstart [TEXT=file]   train a small model on a text and let it write
+#   make test                     C tests under sanitizers, Python tests, doctests
+#   make bench                    speed on this machine
+#   make clean                    remove what these commands made, .venv included
+#
+# PYTHON=python3.12 make ...      use another Python for .venv
+
+PYTHON ?= python3
+VENV := .venv
+VPYTHON := $(VENV)/bin/python
+PIP := $(VPYTHON) -m pip --quiet --disable-pip-version-check
+JOBS := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
+SOURCES := setup.py pyproject.toml rwkvtune/__init__.py $(shell find csrc -name '*.[ch]' -o -name '*.cu')
+
+.PHONY: quickstart test bench clean ctest tsan
+.SUFFIXES:
+.SECONDARY:
+
+quickstart: $(VENV)/.plot
+	$(VPYTHON) -m rwkvtune.cli.quickstart $(if $(TEXT),"$(TEXT)")
+
+bench: $(VENV)/.plot
+	$(VPYTHON) -m rwkvtune.cli.bench
+
+test: $(VENV)/.test
+	@$(MAKE) --no-print-directory -j$(JOBS) ctest
+	$(VPYTHON) -m pytest tests/py
+	$(VPYTHON) -m pytest --doctest-modules rwkvtune || [ $$? -eq 5 ]  # 5: there are none
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache rwkvtune/*.so rwkvtune/*.dylib rwkvtune/libscipy_openblas.*
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# ---- the environment ----
+
+$(VENV)/.ready: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "rwkvtune needs Python 3.10 or newer, this is " + sys.version.split()[0] + "; name another: make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install 'setuptools>=77' 'numpy>=2.0' 'scipy-openblas32>=0.3.28'
+	@touch $@
+
+# $(VENV)/.NAME: this package, built and installed in place, with the optional dependencies called NAME.
+$(VENV)/.%: $(VENV)/.ready $(SOURCES)
+	@echo 'Building rwkvtune into $(VENV), about a minute the first time'
+	$(PIP) install --no-build-isolation -e '.[$*]'
+	@touch $@
+
+# ---- C tests: each tests/c/test_*.c is a program, linked with everything but py/ and cuda/ ----
+
+CWARN := -Wall -Wextra -Wshadow -Werror=implicit-function-declaration -Werror=int-conversion
+CBASE := -std=c11 -D_GNU_SOURCE -g $(CWARN) -Icsrc -I.
+SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
+CFLAGS_TEST := -O1 -ffp-contract=fast -fno-math-errno -fno-trapping-math $(SANITIZE)
+BUILD := build/ctest
+COBJECTS := $(patsubst %.c,$(BUILD)/%.o,$(filter-out csrc/py/%,$(shell find csrc -name '*.c')))
+CTESTS := $(patsubst tests/c/%.c,$(BUILD)/%,$(wildcard tests/c/test_*.c))
+BLAS = $(shell $(VPYTHON) -c 'import scipy_openblas32 as b; print(b.get_$(1)_dir())')
+
+ctest: $(CTESTS)
+	@for t in $(CTESTS); do echo "== $$t"; $$t || exit 1; done
+
+ifneq ($(filter x86_64 amd64,$(shell uname -m)),)
+$(BUILD)/csrc/kernels/isa_avx2.o: TIER := -mavx2 -mfma -mf16c
+$(BUILD)/csrc/kernels/isa_avx512.o: TIER := -mavx512f -mavx512vl -mavx512bw -mavx512dq -mfma -mf16c -mavx2
+endif
+$(BUILD)/csrc/base/gemm.o: TIER = -I$(call BLAS,include)
+
+$(BUILD)/%.o: %.c Makefile | $(VENV)/.ready
+	@mkdir -p $(@D)
+	@echo 'cc $<'
+	@$(CC) $(CBASE) $(CFLAGS_TEST) $(TIER) -MMD -MP -c $< -o $@
+
+$(BUILD)/libcore.a: $(COBJECTS)
+	@rm -f $@
+	@$(AR) rcs $@ $^
+
+$(BUILD)/test_%: $(BUILD)/tests/c/test_%.o $(BUILD)/libcore.a
+	@$(CC) $(SANITIZE) $^ -L$(call BLAS,lib) -lscipy_openblas -Wl,-rpath,$(call BLAS,lib) -lpthread -lm -o $@
+
+# The thread pool under ThreadSanitizer.
+tsan:
+	@mkdir -p build/tsan
+	$(CC) $(CBASE) -O1 -fsanitize=thread tests/c/test_parallel.c csrc/base/parallel.c csrc/base/cpu.c -lpthread -lm -o build/tsan/test_parallel
+	build/tsan/test_parallel
+
+-include $(COBJECTS:.o=.d) $(patsubst $(BUILD)/%,$(BUILD)/tests/c/%.d,$(CTESTS))
