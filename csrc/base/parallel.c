@@ -58,10 +58,9 @@ static void scratch_free(void *first) {
     }
 }
 
-/* The number is not looked at: scratch belongs to the operating system's thread, so two Python threads that are both
- * thread 0 of their own regions do not meet. */
-void *rk_thread_scratch(int thread, size_t bytes) {
-    (void)thread;
+/* Scratch belongs to the operating system's thread, so two Python threads that are both thread 0 of their own regions
+ * do not meet. */
+void *rk_thread_scratch(size_t bytes) {
     if (level >= MAX_LEVELS) return NULL;
     Scratch *s = &scratch[level];
     if (bytes <= s->bytes) return s->p;

@@ -10,17 +10,17 @@
 enum { RK_MAX_THREADS = 256 };
 
 /* Runs fn(ctx, task, thread) for every task in [0, n_tasks); returns when all are done. `thread` is in
- * [0, rk_num_threads()) and unique among the tasks running at one time. A call from inside a task, or while another
- * Python thread is inside, runs inline on the caller. */
+ * [0, rk_num_threads()) and unique among the tasks of this call that run at one time. A call from inside a task, or
+ * while another Python thread is inside, runs inline on the caller. */
 typedef void (*RkTaskFn)(void *ctx, size_t task, int thread);
 void rk_parallel(size_t n_tasks, RkTaskFn fn, void *ctx);
 
 void rk_set_num_threads(int n);
 int rk_num_threads(void);
 
-/* Scratch memory of one thread, at least `bytes`, 64-byte aligned; contents are undefined. Valid inside a task.
- * It grows on first use and is kept. NULL when memory is exhausted. */
-void *rk_thread_scratch(int thread, size_t bytes);
+/* Scratch memory of the thread that calls, at least `bytes`, 64-byte aligned; contents are undefined. Valid inside a
+ * task; a task inside a task has its own. It grows on first use and is kept. NULL when memory is exhausted. */
+void *rk_thread_scratch(size_t bytes);
 size_t rk_thread_scratch_total(void);
 
 #endif

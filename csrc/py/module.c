@@ -13,13 +13,10 @@
 #include "cuda/device.h"
 #endif
 
-static struct PyModuleDef module_def;
-
 RkPyState *rk_py_state(PyObject *module) { return PyModule_GetState(module); }
 
 RkPyState *rk_py_state_of(PyTypeObject *type) {
-    PyObject *module = PyType_GetModuleByDef(type, &module_def);
-    return module ? PyModule_GetState(module) : NULL;
+    return PyType_GetModuleState(type); /* none of our types can be subclassed, so `type` is the type itself */
 }
 
 static PyObject *exception_of(RkPyState *st, int code) {

@@ -25,7 +25,7 @@ static int wkv7_head(Wkv7 *w, size_t bh, int thread, int backward, RkWkv7Head *h
     const RkWkv7 *o = w->o;
     size_t N = w->N, at = (bh / w->H * w->T * w->H + bh % w->H) * N, NN = N * N, needs = scratch_floats(N, backward);
     const RkTensor start = backward ? o->dsT : o->s0, place = backward ? o->ds0 : o->sT;
-    float *scratch = rk_thread_scratch(thread, needs * sizeof(float));
+    float *scratch = rk_thread_scratch(needs * sizeof(float));
     if (!scratch) {
         atomic_store(&w->no_memory, 1);
         return 0;

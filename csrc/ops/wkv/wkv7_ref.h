@@ -31,7 +31,7 @@ static void wkv7_fwd_head(void *ctx, size_t bh, int thread) {
     Wkv7Ref *w = ctx;
     const RkWkv7 *o = w->o;
     size_t N = w->N, T = w->T;
-    real *S = rk_thread_scratch(thread, RK_WKV7_REF_SCRATCH(N)), *z = S + N * N;
+    real *S = rk_thread_scratch(RK_WKV7_REF_SCRATCH(N)), *z = S + N * N;
     if (!S) {
         atomic_store(&w->no_memory, 1);
         return;
@@ -92,7 +92,7 @@ static void wkv7_bwd_head(void *ctx, size_t bh, int thread) {
     Wkv7Ref *w = ctx;
     const RkWkv7 *o = w->o;
     size_t N = w->N, T = w->T, NN = N * N;
-    real *states = rk_thread_scratch(thread, RK_WKV7_REF_SCRATCH(N)), *D = states + (RK_WKV_CHUNK + 1) * NN;
+    real *states = rk_thread_scratch(RK_WKV7_REF_SCRATCH(N)), *D = states + (RK_WKV_CHUNK + 1) * NN;
     real *z = D + NN, *dz = z + N;
     if (!states) {
         atomic_store(&w->no_memory, 1);
