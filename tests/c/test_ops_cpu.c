@@ -536,6 +536,7 @@ int main(void) {
     test_key_prep((Size){1, 3, 2, 17}, 0), test_key_prep((Size){1, 3, 2, 64}, 1e-30);
     for (int R = 1; R <= 6; R++)
         for (int k = 0; k < 6; k++) test_linear(R, (int[]){1, 15, 16, 33, 200, 700}[k], (int[]){3, 1, 17, 64, 50, 130}[k], k % 3 > 0, k % 3 != 1);
+    test_linear(3, 1500, 7, 1, 1), test_linear(4, 1041, 6, 1, 1); /* more of x than L1 keeps */
     for (int R = 1; R <= 6; R++)
         for (int act = 0; act < 3; act++) test_lowrank(R * R, 31 + 300 * (R == 4 || R == 2), 1 + 8 * R, 300 - 17 * R, act, R % 2);
     for (int grad = 0; grad < 2; grad++)

@@ -1,6 +1,5 @@
 """Small things the tests share: backends, tolerance checks in which NaN always fails, models from golden files."""
 
-import json
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,9 +49,11 @@ def assert_within(got, want, tolerance, what):
     if bad.any():
         excess = np.where(bad, np.nan_to_num(difference / tolerance, nan=np.inf), 0)
         at = np.unravel_index(np.argmax(excess), bad.shape)
-        raise AssertionError(f"{what}: {bad.sum()} of {bad.size} values off, worst at {tuple(map(int, at))}: got {got[at]!r}, "
-                             f"expected {want[at]!r}, difference {difference[at]:.3g}, "
-                             f"allowed {np.broadcast_to(tolerance, bad.shape)[at]:.3g}")
+        raise AssertionError(
+            f"{what}: {bad.sum()} of {bad.size} values off, worst at {tuple(map(int, at))}: got {got[at]!r}, "
+            f"expected {want[at]!r}, difference {difference[at]:.3g}, "
+            f"allowed {np.broadcast_to(tolerance, bad.shape)[at]:.3g}"
+        )
 
 
 def assert_same_bits(got, want, what):
@@ -101,10 +102,6 @@ def read_weights(path):
     return {name: np.asarray(tensor.numpy(), dtype=np.float64) for name, tensor in read_pth(path).items()}
 
 
-def golden_description(path):
-    return json.loads(Path(path).read_text())
-
-
 # backend and precision of the three ways the model tests run, with the golden README's tolerances:
 # logits (absolute), loss (absolute), gradients (relative to a tensor's maximum), floor (relative to the global norm)
 MODEL_RUNS = {
@@ -127,7 +124,7 @@ def small_model(backend="cpu", precision="fp32", seed=1, spread=0.3, **sizes):
     sizes = dict(n_layer=2, n_embd=64, vocab_size=67, ctx_len=64, head_size_a=32) | sizes
     model = RWKV(ModelConfig(model_type="x070", **sizes), seed=seed, backend=backend, precision=precision)
     rng = np.random.default_rng(seed)
-    for name, value in model.named_parameters().items():
+    for value in model.named_parameters().values():
         noise = rng.standard_normal(value.shape)
         value += spread * noise / np.sqrt(value.shape[-1] if value.ndim == 2 else 16)
     return model

@@ -19,10 +19,21 @@ from reference import ops, rwkv7
 FLOAT32_STORED = 6e-8
 STATE = ("att_shift", "wkv", "ffn_shift")
 
-PLAIN = [("m1_x070", "B2T17"), ("m1_x070", "B3T1"), ("m1_x070", "B1T130"), ("m2_x070", "B1T1"), ("m2_x070", "B2T64"),
-         ("m2_x070_bf16", "B2T17"), ("m3_x070_bf16", "B1T64")]
-OTHERS = [("m2_x070", "stateful_B3T17"), ("m1_x070", "infctx_B2T70S32"), ("m3_x070_bf16", "statetune_B2T17"),
-          ("m2_x070", "trace_B1T6")]
+PLAIN = [
+    ("m1_x070", "B2T17"),
+    ("m1_x070", "B3T1"),
+    ("m1_x070", "B1T130"),
+    ("m2_x070", "B1T1"),
+    ("m2_x070", "B2T64"),
+    ("m2_x070_bf16", "B2T17"),
+    ("m3_x070_bf16", "B1T64"),
+]
+OTHERS = [
+    ("m2_x070", "stateful_B3T17"),
+    ("m1_x070", "infctx_B2T70S32"),
+    ("m3_x070_bf16", "statetune_B2T17"),
+    ("m2_x070", "trace_B1T6"),
+]
 
 
 def golden_of(shared, model, case):
@@ -46,7 +57,9 @@ def check_state(golden, state, tolerance):
     for name in STATE:
         if f"final_{name}" in golden:
             want = golden[f"final_{name}"]
-            assert_within(state[name], want, tolerance * max(1, np.abs(want).max()) + stored_slack(want), f"final {name}")
+            assert_within(
+                state[name], want, tolerance * max(1, np.abs(want).max()) + stored_slack(want), f"final {name}"
+            )
 
 
 def golden_floor(golden, prefix, run):
@@ -108,7 +121,9 @@ def check_full_gradients(golden, grads, run):
     for key in golden.files:
         if key.startswith("grad/"):
             want = golden[key]
-            allowed = tolerance["gradient"] * np.abs(want).max() + golden_floor(golden, "grad", run) + stored_slack(want)
+            allowed = (
+                tolerance["gradient"] * np.abs(want).max() + golden_floor(golden, "grad", run) + stored_slack(want)
+            )
             assert_within(np.reshape(grads[key[5:]], want.shape), want, allowed, key)
 
 
@@ -162,7 +177,9 @@ def test_trained_initial_state(shared, run, tmp_path):
     from rwkvtune.checkpoint.pth import write_pth
 
     tolerance, golden = MODEL_RUNS[run], golden_of(shared, "m3_x070_bf16", "statetune_B2T17")
-    weights = {name: value.astype(np.float32) for name, value in read_weights(weights_of(shared, "m3_x070_bf16")).items()}
+    weights = {
+        name: value.astype(np.float32) for name, value in read_weights(weights_of(shared, "m3_x070_bf16")).items()
+    }
     states = {name.partition("/")[2]: golden[name] for name in golden.files if name.startswith("time_state/")}
     assert len(states) == 2
     write_pth(tmp_path / "merged.pth", weights | states)

@@ -47,13 +47,31 @@ def test_wkv7(shared, backend, case):
     B, T, H, N = given["r"].shape
     key_major = {name: np.swapaxes(golden[f"in_{name}"], -1, -2) for name in ("S0", "dST")}
     state = (B, H, N, N)
-    fwd = run(backend, "wkv7", "fwd", dict(y=(B, T, H, N), z=(B, T, H, N), ckpt=(B * H, -(-T // 16), N, N), sT=state),
-              **given, s0=key_major["S0"])
+    fwd = run(
+        backend,
+        "wkv7",
+        "fwd",
+        dict(y=(B, T, H, N), z=(B, T, H, N), ckpt=(B * H, -(-T // 16), N, N), sT=state),
+        **given,
+        s0=key_major["S0"],
+    )
     check(backend, fwd["y"], golden["y"], "y")
     check(backend, np.swapaxes(fwd["sT"], -1, -2), golden["ST"], "final state")
-    out = {name: np.zeros((B, T, H, N)) for name in ("dr", "dk", "dv")} | {name: (B, T, H, N) for name in ("ds", "da", "db")}
-    bwd = run(backend, "wkv7", "bwd", out | dict(ds0=state), **given, s0=key_major["S0"], z=fwd["z"], ckpt=fwd["ckpt"],
-              dy=golden["in_dy"], dsT=key_major["dST"])
+    out = {name: np.zeros((B, T, H, N)) for name in ("dr", "dk", "dv")} | {
+        name: (B, T, H, N) for name in ("ds", "da", "db")
+    }
+    bwd = run(
+        backend,
+        "wkv7",
+        "bwd",
+        out | dict(ds0=state),
+        **given,
+        s0=key_major["S0"],
+        z=fwd["z"],
+        ckpt=fwd["ckpt"],
+        dy=golden["in_dy"],
+        dsT=key_major["dST"],
+    )
     for name in ("dr", "ds", "dk", "dv", "da", "db"):
         check(backend, bwd[name], golden[name], name, gradient=True)
     check(backend, np.swapaxes(bwd["ds0"], -1, -2), golden["dS0"], "dS0", gradient=True)
@@ -70,8 +88,15 @@ def test_layernorm(misc, backend):
     given = dict(x=misc["ln_x"], w=misc["ln_w"], b=misc["ln_b"], eps=1e-5)
     fwd = run(backend, "layernorm", "fwd", dict(y=shape, stats=(*shape[:2], 2)), **given)
     check(backend, fwd["y"], misc["ln_y"], "y")
-    bwd = run(backend, "layernorm", "bwd", dict(dx=shape, dw=np.zeros(shape[-1]), db=np.zeros(shape[-1])), **given,
-              stats=fwd["stats"], dy=misc["ln_dout"])
+    bwd = run(
+        backend,
+        "layernorm",
+        "bwd",
+        dict(dx=shape, dw=np.zeros(shape[-1]), db=np.zeros(shape[-1])),
+        **given,
+        stats=fwd["stats"],
+        dy=misc["ln_dout"],
+    )
     for name in ("dx", "dw", "db"):
         check(backend, bwd[name], misc[f"ln_{name}"], name, gradient=True)
 
@@ -83,11 +108,22 @@ def test_group_norm_of_tiny_activations(misc, backend):
     H = int(misc["gn_groups"])
     head, row = (B, T, H, C // H), (B * T, C)
     zeros = np.zeros(head)
-    given = dict(y=misc["gn_x"].reshape(head), r=zeros, k=zeros, v=np.ones(head), r_k=np.ones((H, C // H)), w=misc["gn_w"],
-                 b=misc["gn_b"], g=np.ones(row), eps=64e-5)
+    given = dict(
+        y=misc["gn_x"].reshape(head),
+        r=zeros,
+        k=zeros,
+        v=np.ones(head),
+        r_k=np.ones((H, C // H)),
+        w=misc["gn_w"],
+        b=misc["gn_b"],
+        g=np.ones(row),
+        eps=64e-5,
+    )
     fwd = run(backend, "out_gate", "fwd", dict(o=row), **given)
     check(backend, fwd["o"], misc["gn_y"].reshape(row), "y")
-    out = {name: head for name in ("dy", "dr", "dk", "dv")} | dict(dg=row, dr_k=np.zeros((H, C // H)), dw=np.zeros(C), db=np.zeros(C))
+    out = {name: head for name in ("dy", "dr", "dk", "dv")} | dict(
+        dg=row, dr_k=np.zeros((H, C // H)), dw=np.zeros(C), db=np.zeros(C)
+    )
     bwd = run(backend, "out_gate", "bwd", out, **given, do_=misc["gn_dout"].reshape(row))
     check(backend, bwd["dy"], misc["gn_dx"].reshape(head), "dx", gradient=True)
     check(backend, bwd["dw"], misc["gn_dw"], "dw", gradient=True)
@@ -104,8 +140,16 @@ def test_key_normalisation_of_short_vectors(misc, backend):
     check(backend, -fwd["alpha"], misc["kk_out"], "khat")
     check(backend, fwd["beta"], misc["kk_out"] / 2, "beta")
     zeros = np.zeros(shape)
-    bwd = run(backend, "key_prep", "bwd", dict(dk0=shape, da=shape, dk_k=np.zeros(C), dk_a=np.zeros(C)), **given,
-              dk=zeros, dalpha=-misc["kk_dout"], dbeta=zeros)
+    bwd = run(
+        backend,
+        "key_prep",
+        "bwd",
+        dict(dk0=shape, da=shape, dk_k=np.zeros(C), dk_a=np.zeros(C)),
+        **given,
+        dk=zeros,
+        dalpha=-misc["kk_dout"],
+        dbeta=zeros,
+    )
     per_head = np.abs(misc["kk_din"]).max(axis=-1, keepdims=True)  # they differ by a factor of 1e12
     check(backend, bwd["dk0"], misc["kk_din"], "gradient", gradient=True, scale=per_head)
 
@@ -136,8 +180,14 @@ def test_token_shift(misc, backend):
     fwd = run(backend, "shift_lerp", "fwd", destinations, **given)
     check(backend, np.stack(fwd["y"]), misc["shift_out"], "mixed inputs")
     check(backend, fwd["last"], misc["shift_x"][:, -1], "last")
-    bwd = run(backend, "shift_lerp", "bwd", dict(dx=shape, dprev=carried, dmu=[np.zeros(shape[2]) for _ in range(3)]), **given,
-              dy=list(misc["shift_dout"]))
+    bwd = run(
+        backend,
+        "shift_lerp",
+        "bwd",
+        dict(dx=shape, dprev=carried, dmu=[np.zeros(shape[2]) for _ in range(3)]),
+        **given,
+        dy=list(misc["shift_dout"]),
+    )
     check(backend, bwd["dx"], misc["shift_dx"], "dx", gradient=True)
     check(backend, bwd["dprev"], misc["shift_dprev"], "dprev", gradient=True)
     check(backend, np.stack(bwd["dmu"]), misc["shift_dmu"], "dmu", gradient=True)
@@ -151,11 +201,24 @@ def test_cross_entropy_with_ties_and_negative_maxima(misc, backend, l2wrap):
     loss = np.full(R, np.nan)
     logits = np.array(misc["ce_logits"].reshape(R, V), dtype=real_of(backend))
     with running_on(backend) as name:
-        core.run_op(name, "xent", "fwd", dict(logits=logits, targets=misc["ce_targets"].ravel().astype(np.int32), loss=loss, grad=1,
-                                              scale=1 / R, l2=1e-4 / R if l2wrap else 0.0))
+        core.run_op(
+            name,
+            "xent",
+            "fwd",
+            dict(
+                logits=logits,
+                targets=misc["ce_targets"].ravel().astype(np.int32),
+                loss=loss,
+                grad=1,
+                scale=1 / R,
+                l2=1e-4 / R if l2wrap else 0.0,
+            ),
+        )
     want = misc["ce_dlogits_l2wrap" if l2wrap else "ce_dlogits_plain"].reshape(R, V)
     check(backend, loss.mean(), misc["ce_loss"], "loss")
     check(backend, logits, want, "gradient", gradient=True)
     if l2wrap:  # the added term is small beside the softmax: look at it alone
         plain = misc["ce_dlogits_plain"].reshape(R, V)
-        assert_within(logits - plain, want - plain, 1e-13 if logits.dtype == np.float64 else 3e-8, f"L2Wrap on {backend}")
+        assert_within(
+            logits - plain, want - plain, 1e-13 if logits.dtype == np.float64 else 3e-8, f"L2Wrap on {backend}"
+        )

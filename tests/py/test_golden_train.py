@@ -39,7 +39,9 @@ def test_optimizer_groups(shared, weight_decay):
 @pytest.mark.parametrize("case", ["adam3_x070", "adam3_x070_eps1e-8_noclip", "train30_x070"])
 def test_groups_of_the_training_runs(shared, case):
     description = json.loads((shared / f"golden/dev/train/{case}.json").read_text())
-    check_groups(description["groups"], load_model(shared / f"golden/dev/train/{case}.pth", "ref-fp32")._core.manifest())
+    check_groups(
+        description["groups"], load_model(shared / f"golden/dev/train/{case}.pth", "ref-fp32")._core.manifest()
+    )
 
 
 def check_weights(golden, prefix, start, weights, run):
@@ -73,20 +75,38 @@ def test_three_steps(shared, run, case):
     path = shared / f"golden/dev/train/{case}.pth"
     model, start, exact = load_model(path, run), read_weights(path), run == "ref-fp64"
     beta1, beta2 = map(float, golden["betas"])
-    config = TrainingConfig(grad_clip=float(golden["clip"]), weight_decay=float(golden["weight_decay"]), beta1=beta1, beta2=beta2,
-                            adam_eps=float(golden["eps"]), l2wrap=True, precision="fp32", micro_bsz=golden["ids"].shape[1])
+    config = TrainingConfig(
+        grad_clip=float(golden["clip"]),
+        weight_decay=float(golden["weight_decay"]),
+        beta1=beta1,
+        beta2=beta2,
+        adam_eps=float(golden["eps"]),
+        l2wrap=True,
+        precision="fp32",
+        micro_bsz=golden["ids"].shape[1],
+    )
     trainer = Trainer(model, config)
     for step in range(3):
         loss, norm = trainer.step(golden["ids"][step], golden["targets"][step], lr=float(golden["lr"][step]))
         assert_within(loss, golden["loss"][step], 1e-10 if exact else 1e-5, f"loss of step {step}")
-        assert_within(norm, golden["gnorm"][step], (1e-9 if exact else 1e-4) * golden["gnorm"][step], f"gradient norm of step {step}")
+        assert_within(
+            norm,
+            golden["gnorm"][step],
+            (1e-9 if exact else 1e-4) * golden["gnorm"][step],
+            f"gradient norm of step {step}",
+        )
         weights = model.named_parameters()
         check_weights(golden, f"p{step + 1}", start, weights, run)
         for key in golden.files:
             if exact and key.startswith(f"step{step + 1}/"):
                 want = golden[key]
                 slack = 6e-8 * np.abs(want) if want.dtype == np.float32 else 0
-                assert_within(np.reshape(weights[key.partition("/")[2]], want.shape), want, 1e-9 * np.abs(want).max() + 1e-12 + slack, key)
+                assert_within(
+                    np.reshape(weights[key.partition("/")[2]], want.shape),
+                    want,
+                    1e-9 * np.abs(want).max() + 1e-12 + slack,
+                    key,
+                )
 
 
 @pytest.mark.parametrize("run", MODEL_RUNS)
@@ -118,23 +138,49 @@ def test_thirty_steps(shared, run):
 
     folder = shared / "golden/dev/train"
     golden, about = np.load(folder / "train30_x070.npz"), json.loads((folder / "train30_x070.json").read_text())
-    model, start, exact = load_model(folder / "train30_x070.pth", run), read_weights(folder / "train30_x070.pth"), run == "ref-fp64"
+    model, start, exact = (
+        load_model(folder / "train30_x070.pth", run),
+        read_weights(folder / "train30_x070.pth"),
+        run == "ref-fp64",
+    )
     dataset, T, B = BinIdxDataset(folder / about["data"]), about["ctx_len"], about["real_bsz"]
     sampler = MagicPrimeSampler(dataset.total_tokens, T, magic_prime=about["magic_prime"], micro_bsz=B)
-    schedule = Schedule(lr_init=about["lr_init"], lr_final=about["lr_final"], warmup_steps=about["warmup_steps"],
-                        exit_tokens=about["my_exit_tokens"], ctx_len=T, real_bsz=B, epoch_begin=about["epoch_begin"],
-                        epoch_steps=about["epoch_steps"])
+    schedule = Schedule(
+        lr_init=about["lr_init"],
+        lr_final=about["lr_final"],
+        warmup_steps=about["warmup_steps"],
+        exit_tokens=about["my_exit_tokens"],
+        ctx_len=T,
+        real_bsz=B,
+        epoch_begin=about["epoch_begin"],
+        epoch_steps=about["epoch_steps"],
+    )
     beta1, beta2 = about["betas"]
-    trainer = Trainer(model, TrainingConfig(grad_clip=about["grad_clip"], beta1=beta1, beta2=beta2, adam_eps=about["adam_eps"],
-                                            weight_decay=about["weight_decay"], micro_bsz=B, precision="fp32", l2wrap=True))
+    trainer = Trainer(
+        model,
+        TrainingConfig(
+            grad_clip=about["grad_clip"],
+            beta1=beta1,
+            beta2=beta2,
+            adam_eps=about["adam_eps"],
+            weight_decay=about["weight_decay"],
+            micro_bsz=B,
+            precision="fp32",
+            l2wrap=True,
+        ),
+    )
     for step in range(30):
         lr = schedule.lr(step)
         assert_within(lr, golden["lr"][step], 1e-12, f"learning rate of step {step}")
         ids, targets = sampler.batch(dataset, about["epoch_begin"], step * B, B)
         loss, norm = trainer.step(ids, targets, lr=lr)
         assert_within(loss, golden["loss_f64"][step], 1e-8 if exact else 1e-5, f"loss of step {step}")
-        assert_within(norm, golden["gnorm_f64"][step], (1e-7 if exact else 1e-3) * golden["gnorm_f64"][step],
-                      f"gradient norm of step {step}")
+        assert_within(
+            norm,
+            golden["gnorm_f64"][step],
+            (1e-7 if exact else 1e-3) * golden["gnorm_f64"][step],
+            f"gradient norm of step {step}",
+        )
     assert schedule.finished(30)
     if exact:
         assert_fingerprints(golden, "final", model.named_parameters(), 1e-7, 1e-9, exactly=False)

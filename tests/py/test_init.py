@@ -20,8 +20,14 @@ def golden(request, shared):
 
 
 def built(golden, seed=0, **options):
-    config = ModelConfig(model_type="x070", n_layer=golden["n_layer"], n_embd=golden["n_embd"], vocab_size=golden["vocab"],
-                         head_size_a=golden["head_size"], ctx_len=64)
+    config = ModelConfig(
+        model_type="x070",
+        n_layer=golden["n_layer"],
+        n_embd=golden["n_embd"],
+        vocab_size=golden["vocab"],
+        head_size_a=golden["head_size"],
+        ctx_len=64,
+    )
     return RWKV(config, seed=seed, **options)
 
 
@@ -30,7 +36,8 @@ def test_names_shapes_and_order(golden):
     weights = model.named_parameters()
     assert list(weights) == golden["key_order"]
     assert {name: list(value.shape) for name, value in weights.items()} == {
-        name: about["shape"] for name, about in golden["tensors"].items()}
+        name: about["shape"] for name, about in golden["tensors"].items()
+    }
     assert model.num_parameters == golden["n_params"] == sum(value.size for value in weights.values())
 
 
@@ -41,7 +48,12 @@ def test_ramps_and_constants(golden, precision):
     for name, about in golden["tensors"].items():
         got = weights[name].ravel()
         if "constant" in about:  # stored as the float32 that the reference writes
-            assert_within(np.float32(got), np.full(got.size, about["constant"], dtype=np.float32), 0 if "ln_x" not in name else 6e-8, name)
+            assert_within(
+                np.float32(got),
+                np.full(got.size, about["constant"], dtype=np.float32),
+                0 if "ln_x" not in name else 6e-8,
+                name,
+            )
         elif "values" in about:
             assert_within(got, about["values"], 5e-7 * np.maximum(1, np.abs(about["values"])), name)
         checked += "random" not in about
@@ -67,8 +79,12 @@ def check_orthogonal(x, gain, name):
     n, deviation = x.size, gain / np.sqrt(max(rows, cols))
     assert_within(x.mean(), 0, 6 * deviation / np.sqrt(n), f"mean of {name}")
     assert np.abs(x).max() < deviation * np.sqrt(2 * np.log(n) + 12), name  # as a Gaussian of this many draws
-    if n > 4000:  # close to a Gaussian: 68.3 % within one deviation (a bounded sphere's coordinate deviates by less than 1/side)
-        assert_within(np.mean(np.abs(x) < deviation), 0.6827, 6 * np.sqrt(0.22 / n) + 0.5 / max(rows, cols), f"shape of {name}")
+    if (
+        n > 4000
+    ):  # close to a Gaussian: 68.3 % within one deviation (a bounded sphere's coordinate deviates by less than 1/side)
+        assert_within(
+            np.mean(np.abs(x) < deviation), 0.6827, 6 * np.sqrt(0.22 / n) + 0.5 / max(rows, cols), f"shape of {name}"
+        )
 
 
 def test_random_tensors(golden):
@@ -85,7 +101,9 @@ def test_random_tensors(golden):
             assert kind == "orthogonal"
             check_orthogonal(x.reshape(x.shape[-2:]), float(argument.partition("=")[2]), name)
         standard_error = about["std"] / np.sqrt(2 * x.size)
-        assert_within(x.std(), about["std"], 8 * standard_error + 5e-3 * about["std"], f"deviation of {name} as in the reference")
+        assert_within(
+            x.std(), about["std"], 8 * standard_error + 5e-3 * about["std"], f"deviation of {name} as in the reference"
+        )
         checked += 1
     assert checked == sum("random" in about for about in golden["tensors"].values()) > 15
 
@@ -106,22 +124,39 @@ def test_float64_and_float32_start_from_the_same_numbers(golden):
 def test_names_have_streams_of_their_own(golden):
     """No tensor repeats another's numbers: correlations between all pairs of random tensors are noise."""
     weights = built(golden).named_parameters()
-    rows = [weights[name].ravel()[:2000].astype(np.float64) for name, about in golden["tensors"].items()
-            if "random" in about and weights[name].size >= 2000]
+    rows = [
+        weights[name].ravel()[:2000].astype(np.float64)
+        for name, about in golden["tensors"].items()
+        if "random" in about and weights[name].size >= 2000
+    ]
     normal = np.stack([(x - x.mean()) / x.std() for x in rows])
     correlation = normal @ normal.T / 2000
     assert_within(correlation - np.eye(len(rows)), np.zeros_like(correlation), 6 / np.sqrt(2000), "correlation")
 
 
 def test_one_tensor_does_not_depend_on_the_others():
-    """A tensor is a function of (seed, its name, its shape): a deeper model starts with the same embedding and matrices."""
+    """A tensor is a function of (seed, its name, its shape): a deeper model starts with the same matrices."""
     shallow, deep = small_model(spread=0).named_parameters(), small_model(spread=0, n_layer=3).named_parameters()
-    for name in ("emb.weight", "head.weight", "blocks.1.att.receptance.weight", "blocks.0.ffn.key.weight", "blocks.1.att.g2"):
+    for name in (
+        "emb.weight",
+        "head.weight",
+        "blocks.1.att.receptance.weight",
+        "blocks.0.ffn.key.weight",
+        "blocks.1.att.g2",
+    ):
         assert_same_bits(deep[name], shallow[name], name)
 
 
-@pytest.mark.parametrize("sizes", [dict(n_layer=1), dict(n_layer=1, n_embd=1, head_size_a=1, vocab_size=2),
-                                   dict(n_layer=2, n_embd=3, head_size_a=1, vocab_size=5), dict(n_layer=3, n_embd=8, head_size_a=8)], ids=str)
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        dict(n_layer=1),
+        dict(n_layer=1, n_embd=1, head_size_a=1, vocab_size=2),
+        dict(n_layer=2, n_embd=3, head_size_a=1, vocab_size=5),
+        dict(n_layer=3, n_embd=8, head_size_a=8),
+    ],
+    ids=str,
+)
 def test_small_models_start_finite(sizes):
     model = RWKV(ModelConfig(model_type="x070", **(dict(n_embd=64, head_size_a=32, vocab_size=67, ctx_len=16) | sizes)))
     for name, value in model.named_parameters().items():
@@ -139,7 +174,22 @@ def test_a_fresh_model_knows_nothing():
 
 
 def test_time_state_starts_at_zero():
-    model = core.Model(ModelConfig(model_type="x070", n_layer=2, n_embd=64, head_size_a=32, vocab_size=67, time_state=True).to_core_dict())
+    model = core.Model(
+        ModelConfig(
+            model_type="x070", n_layer=2, n_embd=64, head_size_a=32, vocab_size=67, time_state=True
+        ).to_core_dict()
+    )
     model.init(3)
     states = [value for name, value in model.parameters().items() if name.endswith("time_state")]
     assert len(states) == 2 and all(value.shape == (2, 32, 32) and not value.any() for value in states)
+
+
+def test_low_rank_matrices_taller_than_wide_have_a_larger_gain():
+    """With fewer channels than the rank, the second matrix (D,C) is 0.1 sqrt(D / C) times orthonormal columns."""
+    model = RWKV(
+        ModelConfig(model_type="x070", n_layer=2, n_embd=16, head_size_a=16, vocab_size=67, ctx_len=16, dim_att_lora=64)
+    )
+    for name in ("w2", "a2", "v2", "g2"):
+        x = model.named_parameters()[f"blocks.1.att.{name}"].astype(np.float64)
+        assert x.shape[0] in (32, 64)
+        check_orthogonal(x, 0.1 * np.sqrt(x.shape[0] / 16), name)

@@ -50,9 +50,12 @@ def test_thread_count_changes_no_bit():
             _, grads = model.loss_and_grads(ids, targets, l2wrap=True)
             steps, weights = train_three_steps(grad_cp=0)
             token_logits, state = model.process_with_state(ids[:, :1])
-        results.append(dict(logits=logits, loss=loss, steps=steps, token_logits=token_logits)
-                       | {f"gradient of {name}": g for name, g in grads.items()}
-                       | {f"weight {name}": w for name, w in weights.items()} | state.to_numpy())
+        results.append(
+            dict(logits=logits, loss=loss, steps=steps, token_logits=token_logits)
+            | {f"gradient of {name}": g for name, g in grads.items()}
+            | {f"weight {name}": w for name, w in weights.items()}
+            | state.to_numpy()
+        )
     for other in results[1:]:
         for name, value in results[0].items():
             assert_same_bits(other[name], value, name)
@@ -66,7 +69,10 @@ def test_recomputation_changes_no_bit():
 
 
 def test_training_moves_every_used_weight_and_repeats_exactly():
-    begin = {name: value.copy() for name, value in small_model(n_embd=128, head_size_a=64, vocab_size=300).named_parameters().items()}
+    begin = {
+        name: value.copy()
+        for name, value in small_model(n_embd=128, head_size_a=64, vocab_size=300).named_parameters().items()
+    }
     steps, weights = train_three_steps()
     again, weights_again = train_three_steps()
     assert steps == again and steps[2][0] < steps[0][0]
@@ -87,8 +93,11 @@ def test_gradients_do_not_pile_up_between_calls(any_model):
 # ---- time and batch -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("lengths", [[1] * 50, [2] * 25, [15, 15, 15, 5], [16, 16, 16, 2], [17, 17, 16], [3, 16, 1, 29, 1]],
-                         ids=lambda lengths: "+".join(map(str, lengths[:4])))
+@pytest.mark.parametrize(
+    "lengths",
+    [[1] * 50, [2] * 25, [15, 15, 15, 5], [16, 16, 16, 2], [17, 17, 16], [3, 16, 1, 29, 1]],
+    ids=lambda lengths: "+".join(map(str, lengths[:4])),
+)
 def test_any_split_equals_the_whole(any_model, lengths):
     model, tolerance, _ = any_model
     ids = some_ids(2, 50)
@@ -112,7 +121,11 @@ def test_a_state_can_be_taken_out_and_put_back(any_model):
     ids = some_ids(2, 20)
     _, state = model.process_with_state(ids)
     arrays = state.to_numpy()
-    assert {name: x.shape for name, x in arrays.items()} == {"att_shift": (2, 2, 64), "wkv": (2, 2, 2, 32, 32), "ffn_shift": (2, 2, 64)}
+    assert {name: x.shape for name, x in arrays.items()} == {
+        "att_shift": (2, 2, 64),
+        "wkv": (2, 2, 2, 32, 32),
+        "ffn_shift": (2, 2, 64),
+    }
     direct, _ = model.process_with_state(ids[:, :3], state)
     through, _ = model.process_with_state(ids[:, :3], RWKVState.from_numpy(arrays))
     assert_same_bits(through, direct, "logits")
@@ -137,7 +150,9 @@ def test_sequences_of_a_batch_are_independent(any_model):
     logits = model(ids).logits
     assert_same_bits(model(other).logits[[0, 2]], logits[[0, 2]], "rows that were not changed")
     for row in range(3):
-        assert_within(model(ids[row]).logits[0], logits[row], tolerance * max(1, np.abs(logits).max()), f"row {row} alone")
+        assert_within(
+            model(ids[row]).logits[0], logits[row], tolerance * max(1, np.abs(logits).max()), f"row {row} alone"
+        )
 
 
 def test_ignored_targets_do_not_count(any_model):
@@ -273,7 +288,9 @@ def test_plan_is_what_is_allocated(backend, grad_cp):
     ids = some_ids(3, 35).astype(np.int32)
     trainer.step(ids, ids, micro_bsz=3, lr=1e-3, weight_decay=0.0, l2wrap=True, grad_cp=grad_cp)
     held = trainer.allocated()
-    assert all(held[kind] == allocated[kind] for kind in ("parameters", "gradients", "moments", "activations", "state")), "a step allocates"
+    assert all(
+        held[kind] == allocated[kind] for kind in ("parameters", "gradients", "moments", "activations", "state")
+    ), "a step allocates"
 
 
 def test_recomputation_needs_less_memory():
@@ -304,8 +321,13 @@ def generate_by_hand(model, prompt, count, seed, presence=0.0, frequency=0.0, de
     return out
 
 
-OPTIONS = [dict(temperature=1.0, top_p=1.0), dict(temperature=0.7, top_p=0.8), dict(temperature=1.5, top_p=1.0, top_k=5),
-           dict(temperature=0.0), dict(temperature=1.2, top_p=0.5, top_k=3)]
+OPTIONS = [
+    dict(temperature=1.0, top_p=1.0),
+    dict(temperature=0.7, top_p=0.8),
+    dict(temperature=1.5, top_p=1.0, top_k=5),
+    dict(temperature=0.0),
+    dict(temperature=1.2, top_p=0.5, top_k=3),
+]
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
@@ -315,14 +337,18 @@ def test_generate_equals_sampling_by_hand(options):
     for seed in (0, 12345678901):
         got = model.generate(prompt, max_new_tokens=30, seed=seed, **(dict(top_p=1.0) | options))
         assert got == generate_by_hand(model, prompt, 30, seed, **options)
-        assert got == model.generate(prompt, max_new_tokens=30, seed=seed, **(dict(top_p=1.0) | options)), "not deterministic"
+        assert got == model.generate(prompt, max_new_tokens=30, seed=seed, **(dict(top_p=1.0) | options)), (
+            "not deterministic"
+        )
 
 
 def test_generate_with_penalties_equals_sampling_by_hand():
     model = small_model()
     prompt = some_ids(1, 7)[0]
     for temperature in (0.0, 1.0):
-        penalised = model.generate(prompt, 40, temperature=temperature, top_p=1.0, seed=3, presence_penalty=0.8, frequency_penalty=0.3)
+        penalised = model.generate(
+            prompt, 40, temperature=temperature, top_p=1.0, seed=3, presence_penalty=0.8, frequency_penalty=0.3
+        )
         by_hand = generate_by_hand(model, prompt, 40, 3, 0.8, 0.3, temperature=temperature)
         assert penalised == by_hand
         assert penalised != model.generate(prompt, 40, temperature=temperature, top_p=1.0, seed=3)
@@ -347,9 +373,21 @@ def test_different_seeds_give_different_texts_and_stop_tokens_end_them():
     assert model.generate([1, 2], 20, top_p=1.0, seed=0, stream=streamed.append) == streamed == texts[0]
 
 
-@pytest.mark.parametrize("options", [dict(), dict(temperature=0.5), dict(temperature=2.0), dict(top_p=0.6), dict(top_p=0.0),
-                                     dict(top_k=3), dict(top_k=1), dict(top_p=0.7, top_k=2, temperature=0.3), dict(top_p=0.95)],
-                         ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(),
+        dict(temperature=0.5),
+        dict(temperature=2.0),
+        dict(top_p=0.6),
+        dict(top_p=0.0),
+        dict(top_k=3),
+        dict(top_k=1),
+        dict(top_p=0.7, top_k=2, temperature=0.3),
+        dict(top_p=0.95),
+    ],
+    ids=str,
+)
 def test_sampled_frequencies_are_the_distribution(options):
     """Uniform numbers on a fine grid must hit every token in proportion to its probability."""
     logits = np.array([1.0, -2.0, 0.5, 3.0, 2.9, 0.5, -30.0, 2.0], dtype=np.float32)

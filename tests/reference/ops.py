@@ -149,8 +149,16 @@ def out_gate_grad(y, r, k, v, r_k, w, b, g, eps, do):
     dbonus = (do2 * v).sum(axis=-1, keepdims=True)
     dy, _, _ = layernorm_grad(y, w, do2, m, s)
     xhat, tokens = (y - m) * s, (0, 1)
-    return (dy, dbonus * k * r_k, dbonus * r * r_k, bonus * do2, (dbonus * r * k).sum(axis=tokens),
-            (do2 * xhat).sum(axis=tokens), do2.sum(axis=tokens), do * (xhat * w + b + bonus * v))
+    return (
+        dy,
+        dbonus * k * r_k,
+        dbonus * r * r_k,
+        bonus * do2,
+        (dbonus * r * k).sum(axis=tokens),
+        (do2 * xhat).sum(axis=tokens),
+        do2.sum(axis=tokens),
+        do * (xhat * w + b + bonus * v),
+    )
 
 
 def relu2(x):
@@ -192,14 +200,16 @@ def wkv7_grad(r, s, k, v, a, b, z, states, dy, dsT):
         D = D + r[:, t][..., None] * dy[:, t][..., None, :]
         dz = np.einsum("bhji,bhj->bhi", D, b[:, t])
         dd = (before * D).sum(axis=-1)
-        rows.append((
-            np.einsum("bhji,bhi->bhj", after, dy[:, t]),
-            -KAPPA * gate[:, t] * (1 - gate[:, t]) * d[:, t] * dd,
-            np.einsum("bhji,bhi->bhj", D, v[:, t]),
-            np.einsum("bhji,bhj->bhi", D, k[:, t]),
-            np.einsum("bhji,bhi->bhj", before, dz),
-            np.einsum("bhji,bhi->bhj", D, z[:, t]),
-        ))
+        rows.append(
+            (
+                np.einsum("bhji,bhi->bhj", after, dy[:, t]),
+                -KAPPA * gate[:, t] * (1 - gate[:, t]) * d[:, t] * dd,
+                np.einsum("bhji,bhi->bhj", D, v[:, t]),
+                np.einsum("bhji,bhj->bhi", D, k[:, t]),
+                np.einsum("bhji,bhi->bhj", before, dz),
+                np.einsum("bhji,bhi->bhj", D, z[:, t]),
+            )
+        )
         D = D * d[:, t][..., None] + a[:, t][..., None] * dz[..., None, :]
     return *(np.stack(grad[::-1], axis=1) for grad in zip(*rows)), D
 

@@ -28,7 +28,9 @@ class Bound(np.lib.mixins.NDArrayOperatorsMixin):
     def sum(self, axis=None, keepdims=False):
         v = self.v.sum(axis=axis, keepdims=keepdims)
         terms = self.v.size // max(v.size, 1)
-        return Bound(v, self.c.sum(axis=axis, keepdims=keepdims) + (terms - 1) * np.abs(self.v).sum(axis=axis, keepdims=keepdims))
+        return Bound(
+            v, self.c.sum(axis=axis, keepdims=keepdims) + (terms - 1) * np.abs(self.v).sum(axis=axis, keepdims=keepdims)
+        )
 
     def mean(self, axis, keepdims):
         return self.sum(axis, keepdims) / self.v.shape[axis]
@@ -84,11 +86,16 @@ def _elementary(value, slope):
     def rule(a):
         v = value(a.v)
         return Bound(v, np.abs(slope(a.v)) * a.c + ELEMENTARY * np.abs(v))
+
     return rule
 
 
 UFUNCS = {
-    np.add: _add, np.subtract: _subtract, np.multiply: _multiply, np.true_divide: _divide, np.sqrt: _sqrt,
+    np.add: _add,
+    np.subtract: _subtract,
+    np.multiply: _multiply,
+    np.true_divide: _divide,
+    np.sqrt: _sqrt,
     np.negative: lambda a: Bound(-a.v, a.c),
     np.exp: _elementary(np.exp, np.exp),
     np.tanh: _elementary(np.tanh, lambda x: 1 - np.tanh(x) ** 2),
@@ -108,6 +115,7 @@ def _joined(join):
     def rule(parts, axis=0):
         parts = [as_bound(p) for p in parts]
         return Bound(join([p.v for p in parts], axis=axis), join([p.c for p in parts], axis=axis))
+
     return rule
 
 
@@ -117,13 +125,22 @@ def _einsum(spec, a, b):
     operands, result = spec.split("->")
     sizes = dict(zip(operands.replace(",", ""), a.shape + b.shape))
     terms = np.prod([size for index, size in sizes.items() if index not in result], dtype=float)
-    return Bound(np.einsum(spec, a.v, b.v), np.einsum(spec, np.abs(a.v), b.c) + np.einsum(spec, a.c, np.abs(b.v))
-                 + terms * np.einsum(spec, np.abs(a.v), np.abs(b.v)))
+    return Bound(
+        np.einsum(spec, a.v, b.v),
+        np.einsum(spec, np.abs(a.v), b.c)
+        + np.einsum(spec, a.c, np.abs(b.v))
+        + terms * np.einsum(spec, np.abs(a.v), np.abs(b.v)),
+    )
 
 
 def _argmax(a, axis):
     return np.argmax(a.v, axis=axis)
 
 
-FUNCTIONS = {np.where: _where, np.concatenate: _joined(np.concatenate), np.stack: _joined(np.stack),
-             np.einsum: _einsum, np.argmax: _argmax}
+FUNCTIONS = {
+    np.where: _where,
+    np.concatenate: _joined(np.concatenate),
+    np.stack: _joined(np.stack),
+    np.einsum: _einsum,
+    np.argmax: _argmax,
+}

@@ -77,9 +77,24 @@ def time_mix(p, x, shift, wkv, v_first, trace):
     if trace is not None:
         normed = ops.layernorm(y, w, b, LN_X_EPS)
         bonus = (heads(r) * k * p["att.r_k"]).sum(axis=-1, keepdims=True) * heads(v)
-        trace.update(r=r, k_raw=k0, v_raw=v0, decay_logit=s, decay=ops.decay(s), a=ops.sigmoid(a), gate=g, v=v, kk=-alpha,
-                     k=k, wkv=y, ln_x=normed, ln_x_plus_bonus=normed + bonus, att_out=out,
-                     wkv_state=states[-1].swapaxes(-1, -2), **({} if nu is None else {"v_gate": ops.sigmoid(nu)}))
+        trace.update(
+            r=r,
+            k_raw=k0,
+            v_raw=v0,
+            decay_logit=s,
+            decay=ops.decay(s),
+            a=ops.sigmoid(a),
+            gate=g,
+            v=v,
+            kk=-alpha,
+            k=k,
+            wkv=y,
+            ln_x=normed,
+            ln_x_plus_bonus=normed + bonus,
+            att_out=out,
+            wkv_state=states[-1].swapaxes(-1, -2),
+            **({} if nu is None else {"v_gate": ops.sigmoid(nu)}),
+        )
     return out, x[:, -1], states[-1].swapaxes(-1, -2), v_first
 
 
@@ -104,7 +119,8 @@ def forward(params, ids, state=None, trace=None):
         p, seen = Layer(params, layer), None if trace is None else {}
         h = p.norm(x, "ln1")
         out, after["att_shift"][layer], after["wkv"][layer], v_first = time_mix(
-            p, h, state["att_shift"][layer], state["wkv"][layer], v_first, seen)
+            p, h, state["att_shift"][layer], state["wkv"][layer], v_first, seen
+        )
         x = x + out
         h2 = p.norm(x, "ln2")
         out2, after["ffn_shift"][layer] = channel_mix(p, h2, state["ffn_shift"][layer])

@@ -32,7 +32,7 @@ def uniform(seed, purpose, index):
 
 
 def distribution(logits, temperature=1.0, top_p=1.0, top_k=0):
-    """Probabilities of all tokens. top_p: the likeliest tokens until their sum passes it; then top_k; then p^(1/temperature)."""
+    """Probabilities of all tokens: the likeliest until their sum passes top_p, of these top_k, p^(1/temperature)."""
     logits = np.asarray(logits, dtype=np.float64)
     p = np.exp(logits - logits.max())
     p /= p.sum()
