@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parent
 MACOS = sys.platform == "darwin"
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 
-FLAGS = ("-std=c11 -D_GNU_SOURCE -O3 -ffp-contract=fast -fno-math-errno -fno-trapping-math -fvisibility=hidden "
+FLAGS = ("-std=c11 -D_GNU_SOURCE -O3 -g0 -ffp-contract=fast -fno-math-errno -fno-trapping-math -fvisibility=hidden "
          "-fno-lto -Wall -Wextra -Wshadow -Werror=implicit-function-declaration -Werror=int-conversion").split()
 TIER_FLAGS = {  # kernels/isa_<tier>.c, on x86-64; each file is empty on the other architectures
     "isa_avx2": "-mavx2 -mfma -mf16c".split(),

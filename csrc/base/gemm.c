@@ -35,8 +35,7 @@ static Tiling tiling(const RkGemm *g) {
 
 typedef struct Job { const RkGemm *g; Tiling t; } Job;
 
-static void gemm_tile(void *ctx, size_t task, int thread) {
-    (void)thread;
+static void gemm_tile(void *ctx, size_t task) {
     const Job *job = ctx;
     const RkGemm *g = job->g;
     int i = (int)(task / (size_t)job->t.n_cols) * job->t.rows, j = (int)(task % (size_t)job->t.n_cols) * job->t.cols;

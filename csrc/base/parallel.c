@@ -44,8 +44,7 @@ static void init_once(void);
 
 /* A task that calls rk_parallel runs the inner tasks while its own scratch is in use: one scratch per level. */
 typedef struct Scratch { void *p; size_t bytes; } Scratch;
-static _Thread_local int level;  /* 0 outside of any task */
-static _Thread_local int number; /* of this thread in the region it works for */
+static _Thread_local int level; /* 0 outside of any task */
 static _Thread_local Scratch scratch[MAX_LEVELS];
 static _Atomic size_t scratch_total;
 static pthread_key_t scratch_key; /* only for its destructor: frees the scratch of a thread that ends */
@@ -58,8 +57,6 @@ static void scratch_free(void *first) {
     }
 }
 
-/* Scratch belongs to the operating system's thread, so two Python threads that are both thread 0 of their own regions
- * do not meet. */
 void *rk_thread_scratch(size_t bytes) {
     if (level >= MAX_LEVELS) return NULL;
     Scratch *s = &scratch[level];
@@ -135,19 +132,16 @@ static void wait_for_workers(void) {
 
 /* ---- regions ---- */
 
-static void take_tasks(int id) {
-    int before = number;
+static void take_tasks(void) {
     level++;
-    number = id;
     for (size_t task; (task = atomic_fetch_add_explicit(&pool.next, 1, memory_order_relaxed)) < pool.n_tasks;)
-        pool.fn(pool.ctx, task, id);
-    number = before;
+        pool.fn(pool.ctx, task);
     level--;
 }
 
 static void run_inline(size_t n_tasks, RkTaskFn fn, void *ctx) {
     level++;
-    for (size_t task = 0; task < n_tasks; task++) fn(ctx, task, number);
+    for (size_t task = 0; task < n_tasks; task++) fn(ctx, task);
     level--;
 }
 
@@ -158,7 +152,7 @@ static void *worker_main(void *arg) {
         uint64_t gate = atomic_load(&pool.gate);
         if (!is_new(gate, seen) || !atomic_compare_exchange_strong(&pool.gate, &gate, gate + 1)) continue;
         seen = GATE_GENERATION(gate);
-        take_tasks(id);
+        take_tasks();
         gate = atomic_fetch_sub(&pool.gate, 1) - 1;
         if (!(gate & GATE_INSIDE) && atomic_load(&pool.caller_waits)) {
             pthread_mutex_lock(&pool.lock);
@@ -223,7 +217,7 @@ void rk_parallel(size_t n_tasks, RkTaskFn fn, void *ctx) {
     }
     if (pool.limit != n - 1) pool_resize(n);
     open_gate(n_tasks, fn, ctx);
-    take_tasks(0);
+    take_tasks();
     atomic_fetch_and(&pool.gate, ~GATE_OPEN);
     wait_for_workers();
     pthread_mutex_unlock(&pool.owner);

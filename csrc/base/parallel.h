@@ -9,10 +9,9 @@
 
 enum { RK_MAX_THREADS = 256 };
 
-/* Runs fn(ctx, task, thread) for every task in [0, n_tasks); returns when all are done. `thread` is in
- * [0, rk_num_threads()) and unique among the tasks of this call that run at one time. A call from inside a task, or
- * while another Python thread is inside, runs inline on the caller. */
-typedef void (*RkTaskFn)(void *ctx, size_t task, int thread);
+/* Runs fn(ctx, task) for every task in [0, n_tasks), on at most rk_num_threads() threads, the caller among them; returns
+ * when all are done. A call from inside a task, or while another Python thread is inside, runs inline on the caller. */
+typedef void (*RkTaskFn)(void *ctx, size_t task);
 void rk_parallel(size_t n_tasks, RkTaskFn fn, void *ctx);
 
 void rk_set_num_threads(int n);

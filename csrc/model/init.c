@@ -19,8 +19,7 @@ static void store(RkTensor t, size_t i, double value) {
 enum { PANEL = 32 };
 typedef struct { float *q, *along; size_t rows, length, row; RkRng rng; } Ortho;
 
-static void fill_row(void *ctx, size_t r, int thread) {
-    (void)thread;
+static void fill_row(void *ctx, size_t r) {
     Ortho *o = ctx;
     for (size_t i = 0; i < o->length; i++) o->q[r * o->length + i] = (float)rk_rng_normal(o->rng, r * o->length + i);
 }
@@ -35,8 +34,7 @@ static double dot(const float *a, const float *b, size_t n) {
 }
 
 /* Takes the direction of the finished row out of a later row of its panel. */
-static void project_row(void *ctx, size_t task, int thread) {
-    (void)thread;
+static void project_row(void *ctx, size_t task) {
     Ortho *o = ctx;
     const float *done = o->q + o->row * o->length;
     float *q = o->q + (o->row + 1 + task) * o->length;
@@ -81,8 +79,7 @@ static void orthonormalise(Ortho *o) {
 typedef struct { const RkParam *p; const Ortho *o; double gain; } Transfer;
 
 /* Row r of the parameter from the orthonormal rows, which are its columns when it is tall. */
-static void transfer_row(void *ctx, size_t r, int thread) {
-    (void)thread;
+static void transfer_row(void *ctx, size_t r) {
     const Transfer *t = ctx;
     size_t cols = (size_t)rk_cols(t->p->value), wide = t->o->length == cols;
     for (size_t c = 0; c < cols; c++)
@@ -120,8 +117,7 @@ static double element(const Fill *f, size_t i) {
     return (double)(float)init->ramp(&f->at, (int)i); /* a float32 value also in a float64 model */
 }
 
-static void fill_block(void *ctx, size_t task, int thread) {
-    (void)thread;
+static void fill_block(void *ctx, size_t task) {
     const Fill *f = ctx;
     size_t n = rk_numel(f->p->value), end = (task + 1) * FILL_BLOCK < n ? (task + 1) * FILL_BLOCK : n;
     for (size_t i = task * FILL_BLOCK; i < end; i++) store(f->p->value, i, element(f, i));

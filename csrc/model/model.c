@@ -43,8 +43,7 @@ int rk_model_need_grads(RkModel *m) {
 typedef struct { char *p; size_t bytes; } Zero;
 enum { ZERO_BLOCK = 1 << 20 };
 
-static void zero_block(void *ctx, size_t task, int thread) {
-    (void)thread;
+static void zero_block(void *ctx, size_t task) {
     Zero *z = ctx;
     size_t at = task * ZERO_BLOCK, n = z->bytes - at < ZERO_BLOCK ? z->bytes - at : ZERO_BLOCK;
     memset(z->p + at, 0, n);

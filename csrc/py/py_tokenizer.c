@@ -132,8 +132,7 @@ typedef struct Batch {
     Encoded *out;
 } Batch;
 
-static void encode_task(void *ctx, size_t i, int thread) {
-    (void)thread;
+static void encode_task(void *ctx, size_t i) {
     const Batch *b = ctx;
     encode_text(b->encoder, b->text[i], &b->out[i]);
 }

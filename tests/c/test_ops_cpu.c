@@ -7,6 +7,7 @@
  *   - inputs are untouched, guards are whole, 1, 2 and 3 threads give the same bits;
  *   - a destination that may share memory with an input gives the same bits when it does. */
 #include <math.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -23,7 +24,6 @@ enum { MAX_SLOTS = 40, GUARD = 64 };
 
 static int passed, failed;
 static void check(int ok, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
-#include <stdarg.h>
 static void check(int ok, const char *fmt, ...) {
     if (ok) { passed++; return; }
     failed++;

@@ -2,8 +2,7 @@
 
 #include <string.h>
 
-static void embed_rows(void *ctx, size_t task, int thread) {
-    (void)thread;
+static void embed_rows(void *ctx, size_t task) {
     const RkEmbed *o = ctx;
     size_t C = (size_t)rk_cols(o->y);
     RkCpuRange rows = rk_cpu_range(task, rk_cpu_rows_per_task(C), rk_rows(o->y));
@@ -17,8 +16,7 @@ int rk_cpu_embed_fwd(const RkEmbed *o) {
 }
 
 /* Ids repeat, so a task owns columns and takes the rows in order. */
-static void embed_columns_bwd(void *ctx, size_t task, int thread) {
-    (void)thread;
+static void embed_columns_bwd(void *ctx, size_t task) {
     const RkEmbed *o = ctx;
     size_t R = rk_rows(o->dy), C = (size_t)rk_cols(o->dy);
     RkCpuRange cols = rk_cpu_range(task, RK_COLUMNS_MAX, C);

@@ -8,8 +8,7 @@ static RkKeyPrepRows key_prep_rows(const RkKeyPrep *o) {
         .R = (size_t)o->k0.d[0] * (size_t)o->k0.d[1], .H = (size_t)o->k0.d[2], .N = (size_t)o->k0.d[3]};
 }
 
-static void key_prep_task(void *ctx, size_t task, int thread) {
-    (void)thread;
+static void key_prep_task(void *ctx, size_t task) {
     const RkKeyPrepRows *a = ctx;
     RkCpuRange rows = rk_cpu_range(task, rk_cpu_rows_per_task(a->H * a->N), a->R);
     rk_k.key_prep_fwd(a, rows.lo, rows.hi);
@@ -22,8 +21,7 @@ int rk_cpu_key_prep_fwd(const RkKeyPrep *o) {
 }
 
 /* Heads own their parameters' gradients: a task takes heads and walks all rows. */
-static void key_prep_task_bwd(void *ctx, size_t task, int thread) {
-    (void)thread;
+static void key_prep_task_bwd(void *ctx, size_t task) {
     const RkKeyPrepRows *a = ctx;
     RkCpuRange heads = rk_cpu_range(task, rk_cpu_heads_per_task(a->H, a->N), a->H);
     rk_k.key_prep_bwd(a, heads.lo, heads.hi);

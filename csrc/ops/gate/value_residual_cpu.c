@@ -8,8 +8,7 @@ static ValueResidual value_residual_rows(const RkValueResidual *o) {
                            rk_numel(o->v0)};
 }
 
-static void value_residual_task(void *ctx, size_t task, int thread) {
-    (void)thread;
+static void value_residual_task(void *ctx, size_t task) {
     const ValueResidual *s = ctx;
     RkCpuRange e = rk_cpu_range(task, RK_CPU_GRAIN, s->n);
     rk_k.value_residual_fwd(&s->a, e.lo, e.hi);
@@ -21,8 +20,7 @@ int rk_cpu_value_residual_fwd(const RkValueResidual *o) {
     return RK_OK;
 }
 
-static void value_residual_task_bwd(void *ctx, size_t task, int thread) {
-    (void)thread;
+static void value_residual_task_bwd(void *ctx, size_t task) {
     const ValueResidual *s = ctx;
     RkCpuRange e = rk_cpu_range(task, RK_CPU_GRAIN, s->n);
     rk_k.value_residual_bwd(&s->a, e.lo, e.hi);

@@ -11,8 +11,7 @@ static size_t outputs_per_task(size_t K) {
     return n ? n : RK_COLUMN_STEP;
 }
 
-static void few_rows_task(void *ctx, size_t task, int thread) {
-    (void)thread;
+static void few_rows_task(void *ctx, size_t task) {
     const RkRowsTimesTransposed *a = ctx;
     RkCpuRange out = rk_cpu_range(task, outputs_per_task(a->K), a->M);
     rk_k.rows_times_transposed(a, out.lo, out.hi);

@@ -5,8 +5,7 @@ static LinearRef linear_sizes(const RkLinear *o) {
     return (LinearRef){o, rk_numel(o->x) / K, K, M};
 }
 
-static void linear_fwd_row(void *ctx, size_t r, int thread) {
-    (void)thread;
+static void linear_fwd_row(void *ctx, size_t r) {
     const LinearRef *s = ctx;
     for (size_t m = 0; m < s->M; m++) {
         real sum = 0;
@@ -15,16 +14,14 @@ static void linear_fwd_row(void *ctx, size_t r, int thread) {
     }
 }
 
-static void linear_dw_row(void *ctx, size_t m, int thread) {
-    (void)thread;
+static void linear_dw_row(void *ctx, size_t m) {
     const LinearRef *s = ctx;
     for (size_t r = 0; r < s->R; r++)
         for (size_t k = 0; k < s->K; k++)
             P(s->o->dw)[m * s->K + k] += P(s->o->dy)[r * s->M + m] * P(s->o->x)[r * s->K + k];
 }
 
-static void linear_dx_row(void *ctx, size_t r, int thread) {
-    (void)thread;
+static void linear_dx_row(void *ctx, size_t r) {
     const LinearRef *s = ctx;
     real *dx = P(s->o->dx) + r * s->K;
     for (size_t k = 0; k < s->K; k++) dx[k] = 0;

@@ -14,8 +14,7 @@ static Lowrank lowrank_sizes(const RkLowrank *o) {
 
 /* ---- few rows ---- */
 
-static void few_rows_task(void *ctx, size_t task, int thread) {
-    (void)thread;
+static void few_rows_task(void *ctx, size_t task) {
     const RkRowsTimesMatrix *a = ctx;
     RkCpuRange out = rk_cpu_range(task, RK_COLUMNS_MAX, a->M);
     rk_k.rows_times_matrix(a, out.lo, out.hi);
@@ -39,15 +38,13 @@ static void lowrank_few_rows(const Lowrank *s) {
 
 /* ---- many rows ---- */
 
-static void activate_task(void *ctx, size_t task, int thread) {
-    (void)thread;
+static void activate_task(void *ctx, size_t task) {
     const Lowrank *s = ctx;
     RkCpuRange e = rk_cpu_range(task, RK_CPU_GRAIN, s->R * s->D);
     activate(s->o->act, rk_f32(s->o->h) + e.lo, e.hi - e.lo);
 }
 
-static void bias_task(void *ctx, size_t task, int thread) {
-    (void)thread;
+static void bias_task(void *ctx, size_t task) {
     const Lowrank *s = ctx;
     RkCpuRange rows = rk_cpu_range(task, rk_cpu_rows_per_task(s->O), s->R);
     for (size_t r = rows.lo; r < rows.hi; r++) memcpy(rk_f32(s->o->y) + r * s->O, rk_f32(s->o->bias), s->O * sizeof(float));
@@ -73,8 +70,7 @@ int rk_cpu_lowrank_fwd(const RkLowrank *o) {
     return RK_OK;
 }
 
-static void slope_task(void *ctx, size_t task, int thread) {
-    (void)thread;
+static void slope_task(void *ctx, size_t task) {
     const Lowrank *s = ctx;
     RkCpuRange e = rk_cpu_range(task, RK_CPU_GRAIN, s->R * s->D);
     const float *h = rk_f32(s->o->h) + e.lo;

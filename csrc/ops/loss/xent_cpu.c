@@ -1,7 +1,6 @@
 #include "ops/backend_cpu.h"
 
-static void xent_task(void *ctx, size_t task, int thread) {
-    (void)thread;
+static void xent_task(void *ctx, size_t task) {
     const RkXent *o = ctx;
     size_t V = (size_t)rk_cols(o->logits);
     RkCpuRange rows = rk_cpu_range(task, rk_cpu_rows_per_task(V), rk_rows(o->logits));

@@ -7,8 +7,7 @@ static RkLayerNormRows layernorm_rows(const RkLayerNorm *o) {
         .R = rk_rows(o->x), .C = (size_t)rk_cols(o->x), .eps = (float)o->eps};
 }
 
-static void layernorm_task(void *ctx, size_t task, int thread) {
-    (void)thread;
+static void layernorm_task(void *ctx, size_t task) {
     const RkLayerNormRows *a = ctx;
     RkCpuRange rows = rk_cpu_range(task, rk_cpu_rows_per_task(a->C), a->R);
     rk_k.layernorm_fwd(a, rows.lo, rows.hi);
@@ -20,15 +19,13 @@ int rk_cpu_layernorm_fwd(const RkLayerNorm *o) {
     return RK_OK;
 }
 
-static void layernorm_task_columns(void *ctx, size_t task, int thread) {
-    (void)thread;
+static void layernorm_task_columns(void *ctx, size_t task) {
     const RkLayerNormRows *a = ctx;
     RkCpuRange cols = rk_cpu_range(task, rk_cpu_columns_per_task(a->C), a->C);
     rk_k.layernorm_bwd_columns(a, cols.lo, cols.hi);
 }
 
-static void layernorm_task_rows(void *ctx, size_t task, int thread) {
-    (void)thread;
+static void layernorm_task_rows(void *ctx, size_t task) {
     const RkLayerNormRows *a = ctx;
     RkCpuRange rows = rk_cpu_range(task, rk_cpu_rows_per_task(a->C), a->R);
     rk_k.layernorm_bwd_rows(a, rows.lo, rows.hi);
@@ -43,8 +40,7 @@ int rk_cpu_layernorm_bwd(const RkLayerNorm *o) {
 
 typedef struct ColumnSums { const float *src; float *dst; size_t R, C; } ColumnSums;
 
-static void column_sums_task(void *ctx, size_t task, int thread) {
-    (void)thread;
+static void column_sums_task(void *ctx, size_t task) {
     const ColumnSums *s = ctx;
     RkCpuRange cols = rk_cpu_range(task, rk_cpu_columns_per_task(s->C), s->C);
     rk_k.column_sums(s->src, s->dst, s->R, s->C, cols.lo, cols.hi);

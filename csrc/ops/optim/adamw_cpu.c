@@ -2,8 +2,7 @@
 
 typedef struct AdamW { RkAdamWRange a; size_t n; } AdamW;
 
-static void adamw_task(void *ctx, size_t task, int thread) {
-    (void)thread;
+static void adamw_task(void *ctx, size_t task) {
     const AdamW *s = ctx;
     RkCpuRange e = rk_cpu_range(task, RK_CPU_GRAIN, s->n);
     rk_k.adamw(&s->a, e.lo, e.hi);

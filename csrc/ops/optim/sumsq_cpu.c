@@ -1,7 +1,6 @@
 #include "ops/backend_cpu.h"
 
-static void sumsq_task(void *ctx, size_t task, int thread) {
-    (void)thread;
+static void sumsq_task(void *ctx, size_t task) {
     const RkSumsq *o = ctx;
     RkCpuRange e = rk_cpu_range(task, RK_SUMSQ_BLOCK, rk_numel(o->x));
     ((double *)o->partial.p)[task] = rk_k.sumsq(rk_f32(o->x) + e.lo, e.hi - e.lo);

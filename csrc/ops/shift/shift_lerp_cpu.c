@@ -9,8 +9,7 @@ static ShiftLerp shift_lerp_sizes(const RkShiftLerp *o) {
 }
 static size_t shift_lerp_rows_per_task(const ShiftLerp *s) { return rk_cpu_rows_per_task(s->C * (size_t)(s->o->n + 1)); }
 
-static void shift_lerp_task(void *ctx, size_t task, int thread) {
-    (void)thread;
+static void shift_lerp_task(void *ctx, size_t task) {
     const ShiftLerp *s = ctx;
     const RkShiftLerp *o = s->o;
     RkCpuRange rows = rk_cpu_range(task, shift_lerp_rows_per_task(s), s->B * s->T);
@@ -33,8 +32,7 @@ int rk_cpu_shift_lerp_fwd(const RkShiftLerp *o) {
     return RK_OK;
 }
 
-static void shift_lerp_task_bwd(void *ctx, size_t task, int thread) {
-    (void)thread;
+static void shift_lerp_task_bwd(void *ctx, size_t task) {
     const RkShiftLerpGrad *a = ctx;
     RkCpuRange cols = rk_cpu_range(task, rk_cpu_columns_per_task(a->C), a->C);
     rk_k.shift_lerp_bwd(a, cols.lo, cols.hi);

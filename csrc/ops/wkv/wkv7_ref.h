@@ -27,7 +27,7 @@ static void wkv7_token(const Wkv7Ref *w, size_t at, const real *S, real *next, r
     }
 }
 
-static void wkv7_fwd_head(void *ctx, size_t bh, int thread) {
+static void wkv7_fwd_head(void *ctx, size_t bh) {
     Wkv7Ref *w = ctx;
     const RkWkv7 *o = w->o;
     size_t N = w->N, T = w->T;
@@ -88,7 +88,7 @@ static void wkv7_token_bwd(const Wkv7Ref *w, size_t at, const real *before, cons
     }
 }
 
-static void wkv7_bwd_head(void *ctx, size_t bh, int thread) {
+static void wkv7_bwd_head(void *ctx, size_t bh) {
     Wkv7Ref *w = ctx;
     const RkWkv7 *o = w->o;
     size_t N = w->N, T = w->T, NN = N * N;
