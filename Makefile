@@ -14,7 +14,7 @@ PIP := $(VPYTHON) -m pip --quiet --disable-pip-version-check
 JOBS := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 SOURCES := setup.py pyproject.toml rwkvtune/__init__.py $(shell find csrc -name '*.[ch]' -o -name '*.cu')
 
-.PHONY: quickstart test bench clean ctest tsan
+.PHONY: quickstart test bench clean ctest tsan aarch64
 .SUFFIXES:
 .SECONDARY:
 
@@ -84,5 +84,14 @@ tsan:
 	@mkdir -p build/tsan
 	$(CC) $(CBASE) -O1 -fsanitize=thread tests/c/test_parallel.c csrc/base/parallel.c csrc/base/cpu.c -lpthread -lm -o build/tsan/test_parallel
 	build/tsan/test_parallel
+
+# The cpu backend on another architecture: cross-compiled without BLAS, run by an emulator where there is one.
+ARM_CC := aarch64-linux-gnu-gcc
+aarch64:
+	@mkdir -p build/aarch64
+	$(ARM_CC) -std=c11 -D_GNU_SOURCE -O2 -ffp-contract=fast -fno-math-errno -fno-trapping-math $(CWARN) -Werror -Icsrc -I. -static \
+	    tests/c/test_ops_cpu.c tests/c/gemm_plain.c $(shell find csrc/kernels csrc/ops -name '*.c') \
+	    csrc/base/err.c csrc/base/cpu.c csrc/base/parallel.c -lpthread -lm -o build/aarch64/test_ops_cpu
+	if command -v qemu-aarch64 >/dev/null; then qemu-aarch64 build/aarch64/test_ops_cpu; else echo 'compiled; not run: no qemu-aarch64 here'; fi
 
 -include $(COBJECTS:.o=.d) $(patsubst $(BUILD)/%,$(BUILD)/tests/c/%.d,$(CTESTS))

@@ -44,7 +44,7 @@ def info():
     """dict: version, instruction set chosen, threads, BLAS, CUDA build and devices, as the compiled core reports them."""
     from . import _rwkvcore
 
-    return _rwkvcore.info()
+    return {"version": __version__, **_rwkvcore.info()}
 
 
 def set_num_threads(n):

@@ -8,7 +8,7 @@ import re
 from datetime import datetime
 from pathlib import Path
 
-from .checkpoint import atomic_write
+from .atomic import atomic_write
 
 _EPOCH_LINE = re.compile(r"(\d+) -?[\d.naif]+ [\d.naief+]+ [\d.]+ \d{4}-\d\d-\d\d ")
 

@@ -15,7 +15,7 @@ import shutil
 from datetime import datetime
 from pathlib import Path
 
-from .checkpoint import atomic_write
+from .atomic import atomic_write
 from .config import DataConfig, ModelConfig, TrainingConfig
 from .errors import FormatError
 from .lock import RunLock

@@ -47,7 +47,7 @@ def plot_loss(loss_csv, png, val_csv=None, title="training loss"):
         from matplotlib.figure import Figure
     except ImportError:
         return False
-    from .checkpoint import atomic_write
+    from .atomic import atomic_write
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     FigureCanvasAgg(figure)

@@ -74,7 +74,7 @@ class RWKVState:
 
     def save(self, path):
         """Write the state to `path` (NumPy's npz), at once or not at all.  Raises OSError with the path."""
-        from .checkpoint import atomic_write
+        from .atomic import atomic_write
 
         with atomic_write(path) as file:
             np.savez(file, **self.to_numpy())

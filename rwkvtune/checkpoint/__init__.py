@@ -7,7 +7,6 @@
 | `read_safetensors`, `write_safetensors` | `safetensors` | the safetensors container |
 | `Checkpoint`, `LazyTensor`, `bfloat16_tensor` | `lazy_tensor` | what readers return, and raw bf16 for writers |
 | `detect`, `inspect_checkpoint` | `detect` | version and sizes of a model from the shapes in its file |
-| `atomic_write` | `atomic` | the way every file of this package is written |
 
 Submodules are imported at first use, so that importing the package stays cheap.
 """
@@ -15,7 +14,6 @@ Submodules are imported at first use, so that importing the package stays cheap.
 from .detect import detect, inspect_checkpoint
 
 _HOME = {
-    "atomic_write": "atomic",
     "Checkpoint": "lazy_tensor",
     "LazyTensor": "lazy_tensor",
     "bfloat16_tensor": "lazy_tensor",

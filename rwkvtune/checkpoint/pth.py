@@ -23,7 +23,7 @@ import os
 import struct
 
 from ..errors import FormatError
-from .atomic import atomic_write
+from ..atomic import atomic_write
 from .lazy_tensor import FLOATING, Checkpoint, LazyTensor, itemsize, shape_of, stored_chunks, strip_prefix, target_dtype
 from .unpickle import TensorRef, unpickle
 from .zip_index import read_zip_index

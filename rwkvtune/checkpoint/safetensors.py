@@ -16,7 +16,7 @@ import mmap
 import os
 
 from ..errors import FormatError
-from .atomic import atomic_write
+from ..atomic import atomic_write
 from .lazy_tensor import Checkpoint, LazyTensor, itemsize, shape_of, stored_chunks, strip_prefix, target_dtype
 
 _NAMES = {

@@ -50,7 +50,7 @@ def make_tokenizer(args, vocab_path):
 
 def _to_jsonl(args, path):
     """Writes the input as JSONL to `path` unless it is JSONL; the JSONL file."""
-    from ..checkpoint import atomic_write
+    from ..atomic import atomic_write
     from ..data.converters import NumpyToJsonlConverter
     from ..pipeline import text_documents
 

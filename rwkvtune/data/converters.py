@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..checkpoint.atomic import atomic_write
+from ..atomic import atomic_write
 from ..errors import FormatError
 from .binidx import BinIdxBuilder, BinIdxDataset, compute_magic_prime, is_prime
 from .tokenizers import IntegerTokenizer

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .. import _rwkvcore
-from ..checkpoint.atomic import atomic_write
+from ..atomic import atomic_write
 from ..errors import FormatError
 
 

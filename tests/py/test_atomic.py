@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from rwkvtune.checkpoint import atomic_write
+from rwkvtune.atomic import atomic_write
 
 
 def names(folder):
