@@ -1,6 +1,7 @@
 # Needs Python 3.10 or newer, a C compiler and make; everything else is installed into .venv.
 #
-#   make quickstart [TEXT=file]   train a small model on a text and let it write
+#   make quickstart [TEXT=file]   train a small model on a text and let it write; WORK_DIR=directory for its files,
+#                                 FRESH=1 to start again
 #   make test                     C tests under sanitizers, Python tests, doctests
 #   make bench                    speed on this machine
 #   make clean                    remove what these commands made, .venv included
@@ -19,7 +20,7 @@ SOURCES := setup.py pyproject.toml rwkvtune/__init__.py $(shell find csrc -name 
 .SECONDARY:
 
 quickstart: $(VENV)/.plot
-	$(VPYTHON) -m rwkvtune.cli.quickstart $(if $(TEXT),"$(TEXT)")
+	$(VPYTHON) -m rwkvtune.cli.quickstart $(if $(TEXT),"$(TEXT)") $(if $(WORK_DIR),--work_dir "$(WORK_DIR)") $(if $(FRESH),--fresh)
 
 bench: $(VENV)/.plot
 	$(VPYTHON) -m rwkvtune.cli.bench

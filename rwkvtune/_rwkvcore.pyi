@@ -24,7 +24,8 @@ def op_fields(op: str) -> list[tuple[str, str]]:
 
 def run_op(backend: str, op: str, direction: str, args: Mapping[str, Any]) -> None:
     """Runs one op in place on the given arrays (dtype real unless the op's header says float64; ids int32); direction "fwd" or "bwd".
-    The arrays' shapes are the tensors' shapes (at most 4 dimensions). Missing fields are absent tensors or zeros."""
+    The arrays' shapes are the tensors' shapes (at most 4 dimensions). Missing fields are absent tensors or zeros.
+    For tests: shapes are not compared with each other, so wrong ones read and write outside the arrays."""
 
 def select_isa(name: str) -> str:
     """Switches the cpu backend to another instruction set ("scalar", "avx2", "avx512", "neon") if this machine has it; returns the one in use."""

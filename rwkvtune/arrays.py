@@ -34,8 +34,14 @@ def token_ids(values, vocab_size, name="ids", ignored=False):
     if array.ndim > 2:
         raise ValueError(f"{name} has shape {array.shape}; allowed are (B, T), (T,) and a single integer")
     array = array.reshape(1, -1) if array.ndim < 2 else array
-    _check_range(array, vocab_size, name, ignored)
-    return np.ascontiguousarray(array, np.int32)
+    # A copy even where none is needed: the core reads it without the GIL, when its owner could be changing it.
+    return _checked_copy(array, vocab_size, name, ignored)
+
+
+def _checked_copy(array, vocab_size, name, ignored):
+    copy = np.array(array, order="C", copy=True)
+    _check_range(copy, vocab_size, name, ignored)
+    return copy.astype(np.int32, copy=False)
 
 
 def _check_range(array, vocab_size, name, ignored):

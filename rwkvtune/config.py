@@ -16,6 +16,7 @@ _ARCHITECTURES = {"x052": "rwkv5", "x060": "rwkv6", "x070": "rwkv7"}
 VERSIONS = tuple(_ARCHITECTURES)
 _CHANNEL_MIX = {"x052": "x052", "x060": "x060", "x070": "x070", "attention": "mlp"}
 _TIME_MIX = {channel: time for time, channel in _CHANNEL_MIX.items()}
+_MAX_LAYERS = 512
 _PRECISIONS = ("fp32", "tf32", "bf16", "fp16", "fp64")
 _LAYER_KEYS = ("time_mix", "channel_mix", "head_size", "dim_ffn", "d_decay", "d_aaa", "d_mv", "d_gate")
 
@@ -88,7 +89,7 @@ class ModelConfig(_Replace):
     """
 
     model_type: str = "x060"
-    n_layer: int = 0
+    n_layer: int | None = None
     n_embd: int = 128
     ctx_len: int = 1024
     vocab_size: int = 361
@@ -140,14 +141,16 @@ class ModelConfig(_Replace):
 
     def _check_recipe(self):
         if self.layers is None:
-            self.n_layer = self.n_layer or 3
+            self.n_layer = _check_int("n_layer", 3 if self.n_layer is None else self.n_layer, 1)
+            if self.n_layer > _MAX_LAYERS:
+                raise ValueError(f"n_layer is {self.n_layer}; at most {_MAX_LAYERS} layers can be run")
             return
         if isinstance(self.layers, (str, dict)) or not len(self.layers):
             raise ValueError(
                 f"layers is {self.layers!r}; it must be a list with one entry per layer, e.g. ['x070', 'x070']"
             )
         self.layers = [dict(entry) if isinstance(entry, dict) else entry for entry in self.layers]
-        if self.n_layer not in (0, len(self.layers)):
+        if self.n_layer not in (None, len(self.layers)):
             raise ValueError(f"n_layer is {self.n_layer} but layers has {len(self.layers)} entries; leave n_layer out")
         self.n_layer = len(self.layers)
         for number, entry in enumerate(self.layers):
@@ -238,7 +241,7 @@ class ModelConfig(_Replace):
         Raises ValueError as the constructor does.
         """
         if "layers" in changes:
-            changes.setdefault("n_layer", 0 if changes["layers"] else self.n_layer)
+            changes.setdefault("n_layer", None if changes["layers"] else self.n_layer)
         return super().replace(**changes)
 
     @property

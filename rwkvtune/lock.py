@@ -10,16 +10,21 @@ except ImportError:  # Windows
 
 
 class RunLock:
-    """Context manager that holds `directory/run.lock`.
+    """Context manager that holds `directory/run.lock`; a process that holds it may take it again.
 
     Raises RuntimeError naming the process that holds it, OSError with the path.
     """
 
+    _held = {}  # path -> how often this process holds it
+
     def __init__(self, directory):
-        self.path = Path(directory) / "run.lock"
+        self.path = (Path(directory) / "run.lock").resolve()
         self._file = None
 
     def __enter__(self):
+        if self._held.get(self.path):
+            self._held[self.path] += 1
+            return self
         self._file = open(self.path, "a+", encoding="utf-8")
         if not self._take():
             self._file.seek(0)
@@ -30,6 +35,7 @@ class RunLock:
         self._file.truncate()
         self._file.write(f"process {os.getpid()}\n")
         self._file.flush()
+        self._held[self.path] = 1
         return self
 
     def _take(self):
@@ -47,4 +53,6 @@ class RunLock:
         return True
 
     def __exit__(self, *error):
-        self._file.close()
+        self._held[self.path] -= 1
+        if self._file:
+            self._file.close()

@@ -4,7 +4,7 @@ import math
 import os
 from collections import namedtuple
 from queue import Queue
-from threading import Thread
+from threading import Lock, Thread
 
 import numpy as np
 
@@ -79,6 +79,12 @@ def _count(targets):
     return count
 
 
+def check_runnable(config):
+    """Raises NotImplementedError, as `RWKV(config)` would, before anything large is made: kinds of layer this build lacks."""
+    one_each = [{"time_mix": kind} if kind != "attention" else kind for kind in config.kinds]
+    RWKV(ModelConfig(model_type=config.model_type, layers=one_each, n_embd=config.head_size_a, vocab_size=1, head_size_a=config.head_size_a))
+
+
 class RWKV:
     """An RWKV language model.
 
@@ -111,6 +117,7 @@ class RWKV:
                 " ModelConfig(model_type='x070', ...) makes an RWKV-7 model, which it can"
             ) from error
         self._chunk_size = 1024
+        self._gradients_in_use = Lock()
         self.state = None
 
     def _round_weights(self):
@@ -253,10 +260,11 @@ class RWKV:
         count = _count(targets)
         factors = (1.0 / count, _L2WRAP / ids.size if l2wrap else 0.0)
         start = to_core(state, self._core, len(ids))
-        self._core.zero_gradients()
         size = self._chunk_size if chunked else ids.shape[1]
-        total, dstate = self._backward(ids, targets, factors, start, size, chunked == "full")
-        grads = {name: value.copy() for name, value in self._core.gradients().items()}
+        with self._gradients_in_use:
+            self._core.zero_gradients()
+            total, dstate = self._backward(ids, targets, factors, start, size, chunked == "full")
+            grads = {name: value.copy() for name, value in self._core.gradients().items()}
         if state is not None:
             grads.update({f"state.{name}": value for name, value in rows_to_arrays(dstate.rows()).items()})
         return total / count, grads
@@ -334,8 +342,8 @@ class RWKV:
             raise ValueError(f"prompt_ids has {len(prompt)} rows; generate continues one sequence")
         options = _sampling(temperature, top_p, top_k, seed, presence_penalty, frequency_penalty, penalty_decay)
         options["stop_tokens"] = [int(token) for token in np.atleast_1d(np.asarray(stop_tokens, np.int64))]
-        if isinstance(max_new_tokens, bool) or not hasattr(max_new_tokens, "__index__") or max_new_tokens < 0:
-            raise ValueError(f"max_new_tokens is {max_new_tokens!r}; it must be an integer of at least 0")
+        if isinstance(max_new_tokens, bool) or not hasattr(max_new_tokens, "__index__") or not 0 <= max_new_tokens < 2**31:
+            raise ValueError(f"max_new_tokens is {max_new_tokens!r}; it must be an integer from 0 to 2147483647")
 
         def run(on_token):
             return self._generate(prompt, to_core(state, self._core, 1), int(max_new_tokens), on_token, options)
@@ -388,12 +396,15 @@ def config_of(tensors, source, **overrides):
 
 def _sampling(temperature, top_p, top_k, seed, presence_penalty, frequency_penalty, penalty_decay):
     """The core's sampling options.  Raises ValueError naming the argument."""
-    numbers = {"temperature": (temperature, 0, math.inf), "top_p": (top_p, 0, 1), "top_k": (top_k, 0, math.inf),
+    numbers = {"temperature": (temperature, 0, math.inf), "top_p": (top_p, 0, 1), "top_k": (top_k, 0, 2**31 - 1),
                "presence_penalty": (presence_penalty, -math.inf, math.inf), "penalty_decay": (penalty_decay, 0, 1),
                "frequency_penalty": (frequency_penalty, -math.inf, math.inf)}  # fmt: skip
     for name, (value, low, high) in numbers.items():
-        if not isinstance(value, (int, float, np.number)) or not low <= value <= high:
+        if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not low <= value <= high:
             raise ValueError(f"{name} is {value!r}; it must be a number in [{low}, {high}]")
+    for name, value in (("top_k", top_k), ("seed", seed)):
+        if not hasattr(value, "__index__"):
+            raise ValueError(f"{name} is {value!r}; it must be an integer")
     greedy = temperature == 0
     return {"temperature": 1.0 if greedy else float(temperature), "top_p": float(top_p), "top_k": 1 if greedy else int(top_k),
             "presence_penalty": float(presence_penalty), "frequency_penalty": float(frequency_penalty),

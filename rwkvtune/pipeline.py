@@ -10,8 +10,6 @@ work_dir/
 
 import json
 import re
-import secrets
-import shutil
 from datetime import datetime
 from pathlib import Path
 
@@ -20,7 +18,7 @@ from .config import DataConfig, ModelConfig, TrainingConfig
 from .errors import FormatError
 from .lock import RunLock
 from .loop import STATE_NAME, BinIdxBatches, RunPlan, TrainingRun, resume_or_none
-from .model import RWKV, config_of
+from .model import RWKV, check_runnable, config_of
 from .schedule import Schedule
 from .trainer import Trainer, read_position
 
@@ -89,8 +87,11 @@ class RWKVTrainingPipeline:
         self._state = stored.get("data_state") or {}
         self._set_tokenizer(tokenizer, model_config is None)
         if self.training_config.random_seed < 0:
+            import secrets
+
             self.training_config = self.training_config.replace(random_seed=secrets.randbits(31))
         self.model = None
+        self._check_against_run()
         self._save_config()
 
     # ---- configuration ----
@@ -140,14 +141,41 @@ class RWKVTrainingPipeline:
         if self.model_config.vocab_size < size or self.model_config.vocab_size == default or free and not self._state:
             self.model_config = self.model_config.replace(vocab_size=size)
 
+    def _check_against_run(self):
+        """Raises ValueError where the configuration is not that of the run that is already here."""
+        path = self.output_dir / STATE_NAME
+        if not path.exists():
+            return
+        try:
+            run = ModelConfig.from_dict(read_position(path)["model"])
+        except (FormatError, TypeError) as error:
+            raise FormatError(f"{error}; delete it to start this run afresh") from error
+        sizes = ("ctx_len", "vocab_size", "n_layer", "n_embd", "dim_ffn", "head_size_a")
+        wrong = [f"{n} is {getattr(self.model_config, n)}, the run's {getattr(run, n)}" for n in sizes
+                 if getattr(self.model_config, n) != getattr(run, n)]  # fmt: skip
+        if wrong:
+            raise ValueError(f"{self.work_dir} holds a run of another model ({'; '.join(wrong)}); use its sizes, or another work_dir")
+
     def _save_config(self):
         model = {name: value for name, value in self.model_config.to_dict().items() if name != "config_dict"}
         stored = {
             "schema": SCHEMA, "model": model, "training": self.training_config.to_dict(), "data": self.data_config.to_dict(),
             "wandb_project": self.wandb_project, "vocab_size": int(self.tokenizer.vocab_size), "data_state": self._state or None,
         }  # fmt: skip
-        with atomic_write(self.config_path, "w") as file:
-            file.write(json.dumps(stored, indent=2, ensure_ascii=False) + "\n")
+        text = json.dumps(stored, indent=2, ensure_ascii=False) + "\n"
+        if self.config_path.exists() and self.config_path.read_text(encoding="utf-8") == text:
+            return
+        with RunLock(self.work_dir), atomic_write(self.config_path, "w") as file:
+            file.write(text)
+
+    def _begin(self):
+        """Before data are replaced: from here to `_finish` the directory counts as not prepared."""
+        if (self.output_dir / STATE_NAME).exists():
+            raise RuntimeError(
+                f"{self.output_dir} holds a run on the data that are prepared; leave data out to go on with it, or use another work_dir"
+            )
+        self._state = {}
+        self._save_config()
 
     # ---- data ----
 
@@ -192,8 +220,10 @@ class RWKVTrainingPipeline:
             f"### Preparing data: {data_name}\n    Input shape: {data.shape}\n    Value range: [{data.min()}, {data.max()}]"
         )
         path = self.data_dir / f"{data_name}.jsonl"
-        NumpyToJsonlConverter().convert(data, path, sequence_length=self.data_config.sequence_length)
-        return self._finish(path, data_name)
+        with RunLock(self.work_dir):
+            self._begin()
+            NumpyToJsonlConverter().convert(data, path, sequence_length=self.data_config.sequence_length)
+            return self._finish(path, data_name)
 
     def prepare_data_from_file(self, npy_path, data_name="train"):
         """Prepare numbers from a .npy file; otherwise as `prepare_data`.  Raises FileNotFoundError, FormatError too."""
@@ -201,7 +231,7 @@ class RWKVTrainingPipeline:
 
         try:
             data = np.load(npy_path, allow_pickle=False)
-        except ValueError as error:
+        except (ValueError, EOFError) as error:
             raise FormatError(f"{npy_path}: not an array file without objects ({error})") from error
         return self.prepare_data(data, data_name)
 
@@ -214,10 +244,14 @@ class RWKVTrainingPipeline:
         if not source.exists():
             raise FileNotFoundError(f"JSONL file not found: {source}")
         print(f"### Preparing data: {data_name}\n    Source: {source}")
-        if not (path.exists() and source.samefile(path)):
-            with open(source, "rb") as file, atomic_write(path) as copy:
-                shutil.copyfileobj(file, copy)
-        return self._finish(path, data_name, n_epochs)
+        with RunLock(self.work_dir):
+            self._begin()
+            if not (path.exists() and source.samefile(path)):
+                from shutil import copyfileobj
+
+                with open(source, "rb") as file, atomic_write(path) as copy:
+                    copyfileobj(file, copy)
+            return self._finish(path, data_name, n_epochs)
 
     def prepare_text(self, text, data_name="train", document_chars=0):
         """Prepare a text.  text: str, or the `pathlib.Path` of a UTF-8 file.
@@ -233,9 +267,11 @@ class RWKVTrainingPipeline:
         kind = f"up to {document_chars} characters of whole paragraphs" if document_chars else "a paragraph"
         print(f"### Preparing data: {data_name}\n    {len(documents)} documents, each {kind}")
         path = self.data_dir / f"{data_name}.jsonl"
-        with atomic_write(path, "w") as file:
-            file.writelines(json.dumps({"text": document}, ensure_ascii=False) + "\n" for document in documents)
-        return self._finish(path, data_name)
+        with RunLock(self.work_dir):
+            self._begin()
+            with atomic_write(path, "w") as file:
+                file.writelines(json.dumps({"text": document}, ensure_ascii=False) + "\n" for document in documents)
+            return self._finish(path, data_name)
 
     def _finish(self, jsonl, name, n_epochs=None):
         """jsonl to bin/idx, the vocabulary, the description in config.json."""
@@ -315,6 +351,7 @@ class RWKVTrainingPipeline:
         """
         if not isinstance(num_epochs, int) or num_epochs < 1:
             raise ValueError(f"num_epochs is {num_epochs!r}; it must be an integer of at least 1")
+        check_runnable(self.model_config)
         with RunLock(self.work_dir):
             self._check_run(continue_training)
             if data is not None:

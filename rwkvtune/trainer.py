@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 
 from . import _rwkvcore
-from .arrays import ids_and_targets
+from .arrays import ids_and_targets, token_ids
 from .config import ModelConfig, TrainingConfig
 from .errors import FormatError
 from .model import RWKV
@@ -153,10 +153,13 @@ class Trainer:
 
         Raises OSError, FormatError (not a trainer's state, or of a newer version).
         """
-        tensors, about = _read_state(path)
+        tensors, about = _read_state(path, verify=True)
         model = RWKV.__new__(RWKV)
-        model._build(ModelConfig.from_dict(about["model"]), device, about["precision"], about["backend"])
-        trainer = cls(model, TrainingConfig.from_dict(about["training"]))
+        try:
+            model._build(ModelConfig.from_dict(about["model"]), device, about["precision"], about["backend"])
+            trainer = cls(model, TrainingConfig.from_dict(about["training"]))
+        except (TypeError, ValueError, OverflowError, RecursionError) as error:
+            raise FormatError(f"{path}: the description in this trainer's state makes no trainer ({error})") from error
         for kind, values in zip(_KINDS, (model.named_parameters(), *trainer._core.moments())):
             for name, view in values.items():
                 stored = tensors.get(f"{kind}/{name}")
@@ -169,11 +172,21 @@ class Trainer:
         return trainer
 
 
-def _read_state(path):
-    """(tensors, the JSON text as a dict) of a trainer's state file."""
+def _check_description(about):
+    """Raises KeyError, ValueError where the JSON text of a state is not what `save` writes."""
+    for name in ("steps", "tokens", "applied_steps", "bad_in_a_row"):
+        if type(about[name]) is not int or about[name] < 0:
+            raise ValueError(f"{name} is {about[name]!r}")
+    for name, kind in (("position", dict), ("model", dict), ("training", dict), ("precision", str), ("backend", str)):
+        if not isinstance(about[name], kind):
+            raise ValueError(f"{name} is {about[name]!r}")
+
+
+def _read_state(path, verify=False):
+    """(tensors, the JSON text as a dict) of a trainer's state file; verify: check its numbers too."""
     from .checkpoint import read_pth
 
-    tensors = read_pth(path)
+    tensors = read_pth(path, verify=verify)
     if "about" not in tensors:
         raise FormatError(
             f"{path} is not a trainer's state (weights alone cannot resume a run; load them with RWKV.load)"
@@ -181,8 +194,10 @@ def _read_state(path):
     try:
         about = json.loads(tensors["about"].numpy().tobytes())
         newer = about["format"] > STATE_FORMAT
-    except (ValueError, KeyError, TypeError) as error:
-        raise FormatError(f"{path}: the description in this trainer's state cannot be read ({error})") from error
+        if not newer:
+            _check_description(about)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise FormatError(f"{path}: the description in this trainer's state cannot be read ({error!r})") from error
     if newer:
         raise FormatError(
             f"{path} was written by a newer version of rwkvtune (format {about['format']}, this one reads {STATE_FORMAT})"
@@ -202,7 +217,9 @@ def evaluate(model, tokens, context=(), chunk=1024):
     Returns (loss, number of predicted tokens); the very first token counts only when there is a context.
     Raises ValueError (fewer than two tokens in all).
     """
-    context, tokens = np.asarray(context, np.int32).reshape(-1), np.asarray(tokens, np.int32).reshape(-1)
+    vocab_size = model.config.vocab_size
+    tokens = token_ids(tokens, vocab_size, "tokens").reshape(-1)
+    context = token_ids(context, vocab_size, "context").reshape(-1) if len(context) else np.empty(0, np.int32)
     stream = np.concatenate([context, tokens])
     if len(stream) < 2:
         raise ValueError("evaluation needs at least two tokens")
@@ -211,7 +228,7 @@ def evaluate(model, tokens, context=(), chunk=1024):
     total, count, state = 0.0, 0, None
     for at in range(0, len(targets), chunk):
         part = slice(at, min(at + chunk, len(targets)))
-        x, y = ids_and_targets(stream[part], targets[part], model.config.vocab_size)
+        x, y = ids_and_targets(stream[part], targets[part], vocab_size)
         loss, n, state = model._core.loss(x, y, state)
         total, count = total + loss, count + n
     return total / max(1, count), count

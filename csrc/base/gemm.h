@@ -1,6 +1,6 @@
 /* gemm.h - matrix products in float32; the only place that knows BLAS.
  *
- * C (M,N) = alpha_is_one * op(A) op(B) + (accumulate ? C : 0), row-major, op = transpose or not.
+ * C (M,N) = op(A) op(B) + (accumulate ? C : 0), row-major, op = transpose or not.
  * The output is cut into fixed tiles (a function of the shape alone), one task each, every task a
  * single-threaded product, so the bits of C do not depend on the number of threads. */
 #ifndef RK_BASE_GEMM_H

@@ -178,6 +178,7 @@ int rk_binidx_writer_finish(RkBinWriter *w) {
     RK_TRY(write_header(w));
     RK_TRY(sync_out(&w->bin));
     RK_TRY(sync_out(&w->idx));
+    unlink(w->idx.path); /* a kill from here on leaves no pair of a new .bin and an old .idx */
     RK_TRY(rename_out(&w->bin));
     RK_TRY(rename_out(&w->idx));
     sync_directory(w->bin.path);

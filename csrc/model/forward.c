@@ -1,3 +1,4 @@
+#include <stdlib.h>
 #include <string.h>
 
 #include "model/model.h"
@@ -83,10 +84,13 @@ static void gather(const int32_t *from, int32_t *to, const RkForward *f, int t0,
         memcpy(to + (size_t)b * (size_t)n, from + (size_t)b * (size_t)f->T + t0, (size_t)n * sizeof *to);
 }
 
-enum { INFER_ROWS = 512 }; /* rows (B*T) of one piece of an inference forward */
+enum { INFER_ROWS = 512 }; /* rows (B*T) of one piece of an inference forward, or one token of every sequence */
 
-static int infer_piece(RkModel *m, RkForward *f, RkState *state, int t0, int n) {
-    int32_t ids[INFER_ROWS], targets[INFER_ROWS];
+int rk_model_piece(int B) { return B >= INFER_ROWS ? 1 : INFER_ROWS / B; }
+
+static int infer_piece(RkModel *m, RkForward *f, int32_t *room, int t0, int n) {
+    RkState *state = f->after;
+    int32_t *ids = room, *targets = room ? room + (size_t)f->B * (size_t)n : NULL;
     int whole = n == f->T; /* then no copy is needed, whatever its size */
     RkForward piece = {.B = f->B, .T = n, .ids = whole ? f->ids : ids, .targets = NULL};
     if (!whole) gather(f->ids, ids, f, t0, n);
@@ -111,12 +115,16 @@ int rk_model_forward(RkModel *m, RkForward *f) {
     RK_TRY(rk_check_ids(m, f));
     if (f->before && f->before != f->after) rk_state_copy(f->after, f->before);
     if (!f->before) rk_state_from_params(f->after, &m->man);
-    int piece = f->B >= INFER_ROWS ? 1 : INFER_ROWS / f->B;
+    int piece = rk_model_piece(f->B);
     f->loss = 0;
     f->count = 0;
-    for (int t0 = 0; t0 < f->T; t0 += piece)
-        RK_TRY(infer_piece(m, f, f->after, t0, f->T - t0 < piece ? f->T - t0 : piece));
-    return RK_OK;
+    size_t rows = (size_t)f->B * (size_t)piece;
+    int32_t *room = piece < f->T ? malloc(2 * rows * sizeof *room) : NULL; /* a call of one piece copies nothing */
+    if (piece < f->T && !room) return rk_fail(RK_ENOMEM, "no memory for %zu ids", 2 * rows);
+    int rc = RK_OK;
+    for (int t0 = 0; !rc && t0 < f->T; t0 += piece) rc = infer_piece(m, f, room, t0, f->T - t0 < piece ? f->T - t0 : piece);
+    free(room);
+    return rc;
 }
 
 /* ---- training ---- */

@@ -12,7 +12,7 @@ typedef struct RkParam {
     RkInit init;
     unsigned flags;
     int layer;      /* -1 outside the blocks */
-    int optional;   /* never used by this model: files may lack it, training leaves it alone */
+    int optional;   /* never used by this model: files may lack it; its gradient is 0 and it has no decay */
     RkTensor value, grad;
 } RkParam;
 

@@ -44,7 +44,8 @@ typedef struct RkForward {
     int64_t count;          /* out: how many targets count */
 } RkForward;
 
-/* Inference: any T >= 1, in pieces of bounded memory. */
+/* Inference: any T >= 1, in pieces of at most rk_model_piece(B) tokens, so that T costs no memory. */
+int rk_model_piece(int B);
 int rk_model_forward(RkModel *m, RkForward *f);
 
 typedef struct RkBackward {

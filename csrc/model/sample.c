@@ -26,6 +26,8 @@ static int softmax(const float *logits, int V, float *p, double *sum, int *argma
         if (isnan(logits[i])) return rk_fail(RK_EINVAL, "the logit of token %d is not a number: the model is damaged", i);
         if (logits[i] > logits[*argmax]) *argmax = i;
     }
+    if (isinf(logits[*argmax]))
+        return rk_fail(RK_EINVAL, "the largest logit is %g: the model is damaged or a penalty too large", (double)logits[*argmax]);
     *sum = 0;
     for (int i = 0; i < V; i++) {
         p[i] = i == *argmax ? 1 : expf(logits[i] - logits[*argmax]);

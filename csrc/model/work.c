@@ -110,6 +110,8 @@ int rk_work_prepare(RkWork *w, const RkConfig *cfg, const RkManifest *man, int d
         have->grad_cp == size.grad_cp)
         return RK_OK;
     if (!w->block) w->block = calloc((size_t)cfg->L, sizeof *w->block);
+    RK_CHECK((int64_t)size.B * size.T <= INT32_MAX / 2, "a batch of %d x %d tokens is too large for one call; use a smaller micro_bsz or ctx_len",
+             size.B, size.T);
     size_t bytes = rk_work_measure(cfg, man, dtype, size);
     if (!w->block || !bytes) return rk_fail(RK_ENOMEM, "no memory for the layout of %d layers", cfg->L);
     if (bytes > w->bytes) {

@@ -2,6 +2,7 @@
 #define RK_PY_IMPORT_ARRAY
 #include "py/py.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 #include "base/cpu.h"
@@ -57,10 +58,10 @@ static PyObject *get_num_threads(PyObject *module, PyObject *unused) {
 }
 
 static PyObject *select_isa(PyObject *module, PyObject *arg) {
-    (void)module;
     const char *name = PyUnicode_AsUTF8(arg);
     if (!name) return NULL;
-    rk_kernels_select(name);
+    int rc = rk_kernels_select(name);
+    if (rc) return rk_py_raise(rk_py_state(module), rc);
     return PyUnicode_FromString(rk_k.isa);
 }
 
@@ -114,13 +115,25 @@ static int import_numpy(void) {
     return 0;
 }
 
+/* The pool takes RWKVTUNE_NUM_THREADS by itself; a value it would ignore is refused here, where it can be said. */
+static int check_threads_setting(void) {
+    const char *text = getenv("RWKVTUNE_NUM_THREADS");
+    char *end = NULL;
+    long n = text && *text ? strtol(text, &end, 10) : 1;
+    if (n >= 1 && n <= RK_MAX_THREADS && !(end && *end)) return 0;
+    PyErr_Format(PyExc_ValueError, "RWKVTUNE_NUM_THREADS is '%s'; it must be a number from 1 to %d", text, RK_MAX_THREADS);
+    return -1;
+}
+
 static int module_exec(PyObject *module) {
     RkPyState *st = rk_py_state(module);
+    if (check_threads_setting() < 0) return -1;
     if (import_numpy() < 0) return -1;
     st->format_error = import_name("rwkvtune.errors", "FormatError");
     st->device_error = import_name("rwkvtune.errors", "DeviceError");
     if (!st->format_error || !st->device_error) return -1;
-    rk_kernels_init();
+    int rc = rk_kernels_init(); /* fails where RWKVTUNE_ISA asks for what there is not */
+    if (rc) return rk_py_raise(st, rc), -1;
     rk_gemm_init();
     if (rk_py_add_ops(module) < 0 || rk_py_add_model(module) < 0 || rk_py_add_trainer(module) < 0) return -1;
     return rk_py_add_tokenizer(module) < 0 || rk_py_add_dataset(module) < 0 ? -1 : 0;

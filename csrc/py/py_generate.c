@@ -105,7 +105,7 @@ PyObject *rk_py_model_generate(PyObject *op, PyObject *args, PyObject *kwargs) {
     PyObject *list = own ? PyList_New(0) : NULL;
     if (!list) return Py_XDECREF(own), NULL;
     if (state == Py_None) rk_state_from_params(&own->state, &g.model->model.man);
-    else if (((RkPyStateObject *)state)->state.bytes == own->state.bytes) rk_state_copy(&own->state, &((RkPyStateObject *)state)->state);
+    else if (((RkPyStateObject *)state)->owner == g.model && ((RkPyStateObject *)state)->state.B == 1) rk_state_copy(&own->state, &((RkPyStateObject *)state)->state);
     else PyErr_SetString(PyExc_ValueError, "state must be of this model, for one sequence");
     g.state = &own->state;
     rc = PyErr_Occurred() ? -1 : allocate(&g);

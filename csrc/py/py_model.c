@@ -50,9 +50,8 @@ static int state_arg(RkPyModel *self, PyObject *value, int B, const char *name, 
     RkPyState *st = rk_py_state_of(Py_TYPE(self));
     if (!PyObject_TypeCheck(value, st->state)) return PyErr_Format(PyExc_ValueError, "%s must be a State or None", name), -1;
     RkPyStateObject *s = (RkPyStateObject *)value;
-    size_t expected = rk_state_bytes(&self->model.cfg, self->model.be->dtype, B);
     if (s->state.B != B) return PyErr_Format(PyExc_ValueError, "%s is for %d sequences, the ids have %d", name, s->state.B, B), -1;
-    if (s->state.bytes != expected) return PyErr_Format(PyExc_ValueError, "%s is of a model of another shape", name), -1;
+    if (s->owner != self) return PyErr_Format(PyExc_ValueError, "%s belongs to another model; make it with state_from", name), -1;
     *out = &s->state;
     return 0;
 }
@@ -136,7 +135,8 @@ static PyObject *model_parameters(PyObject *op, PyObject *unused) {
 static PyObject *model_gradients(PyObject *op, PyObject *unused) {
     (void)unused;
     RkPyModel *self = (RkPyModel *)op;
-    int rc = rk_model_need_grads(&self->model);
+    int rc;
+    RK_LOCKED(self, rc = rk_model_need_grads(&self->model));
     if (rc) return rk_py_raise(rk_py_state_of(Py_TYPE(op)), rc);
     return rk_py_named(self, pick_grad, &self->model.man, op);
 }
@@ -324,8 +324,11 @@ static PyObject *model_plan(PyObject *op, PyObject *args, PyObject *kwargs) {
     int B, T, training = 1, grad_cp = 0;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "ii|pi:plan", names, &B, &T, &training, &grad_cp)) return NULL;
     if (B < 1 || T < 1) return PyErr_Format(PyExc_ValueError, "batch_size and ctx_len must be at least 1, not %d and %d", B, T);
+    if ((int64_t)B * T > INT32_MAX / 2) return PyErr_Format(PyExc_ValueError, "a batch of %d x %d tokens is too large for one call", B, T);
+    if (!training && T > rk_model_piece(B)) T = rk_model_piece(B);
     size_t state = rk_state_bytes(&m->cfg, m->be->dtype, B) * (training ? 2 + (m->cfg.time_state != 0) : 1);
     size_t work = rk_work_measure(&m->cfg, &m->man, m->be->dtype, (RkWorkSize){B, T, training, grad_cp});
+    if (!work) return PyErr_NoMemory();
     size_t trained = training ? m->value_bytes : 0;
     return rk_py_sizes(m->value_bytes, trained, 2 * trained, work, state, rk_model_scratch_bytes(m));
 }

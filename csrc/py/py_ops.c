@@ -42,9 +42,9 @@ static PyObject *op_fields(PyObject *module, PyObject *arg) {
 static int as_tensor(PyObject *value, const char *field, RkTensor *out) {
     PyArrayObject *a = (PyArrayObject *)value;
     int ok = PyArray_Check(value) && PyArray_IS_C_CONTIGUOUS(a) && PyArray_NDIM(a) >= 1 && PyArray_NDIM(a) <= 4 &&
-             (PyArray_TYPE(a) == NPY_FLOAT32 || PyArray_TYPE(a) == NPY_FLOAT64);
+             (PyArray_TYPE(a) == NPY_FLOAT32 || PyArray_TYPE(a) == NPY_FLOAT64) && PyArray_SIZE(a) > 0 && PyArray_ISWRITEABLE(a);
     if (!ok) {
-        PyErr_Format(PyExc_ValueError, "%s must be a C-contiguous float32 or float64 array of 1 to 4 dimensions", field);
+        PyErr_Format(PyExc_ValueError, "%s must be a writable, non-empty, C-contiguous float32 or float64 array of 1 to 4 dimensions", field);
         return -1;
     }
     *out = (RkTensor){PyArray_DATA(a), PyArray_TYPE(a) == NPY_FLOAT64 ? RK_F64 : RK_F32, {0}};

@@ -22,12 +22,13 @@ static PyObject *trainer_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
     if (!PyObject_TypeCheck(model, st->model)) return PyErr_SetString(PyExc_ValueError, "model must be a Model"), NULL;
     if (!(beta1 >= 0 && beta1 < 1 && beta2 >= 0 && beta2 < 1))
         return PyErr_Format(PyExc_ValueError, "beta1 and beta2 must be in [0, 1)"), NULL;
-    if (!(eps > 0)) return PyErr_SetString(PyExc_ValueError, "eps must be greater than 0"), NULL;
+    if (!((float)eps > 0)) return PyErr_SetString(PyExc_ValueError, "eps must be greater than 0 in float32 too (1e-38 is)"), NULL;
     PyTrainer *self = (PyTrainer *)type->tp_alloc(type, 0);
     if (!self) return NULL;
     self->model = (RkPyModel *)Py_NewRef(model);
     self->weight_decay = weight_decay;
-    int rc = rk_trainer_create(&self->trainer, &self->model->model);
+    int rc;
+    RK_LOCKED(self->model, rc = rk_trainer_create(&self->trainer, &self->model->model));
     if (rc) {
         Py_DECREF(self);
         return rk_py_raise(st, rc);

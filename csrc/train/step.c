@@ -54,7 +54,8 @@ void rk_trainer_free(RkTrainer *t) {
 int rk_trainer_prepare(RkTrainer *t, RkWorkSize size) {
     RkModel *m = t->model;
     size.training = 1;
-    if (!t->before.memory || t->before.B != size.B) {
+    int ready = t->before.memory && t->after.memory && (t->dbefore.memory || !m->cfg.time_state);
+    if (!ready || t->before.B != size.B) {
         free_states(t);
         RK_TRY(rk_state_create(&t->before, &m->cfg, m->be->dtype, size.B));
         RK_TRY(rk_state_create(&t->after, &m->cfg, m->be->dtype, size.B));
@@ -74,12 +75,12 @@ static int accumulate(RkTrainer *t, RkStep *s, int64_t counted) {
         size_t at = (size_t)first * (size_t)s->T;
         RkBackward b = {.f = {.B = rows, .T = s->T, .ids = s->ids + at, .targets = s->targets + at, .before = &t->before,
                               .after = &t->after},
-                        .scale = counted ? 1.0 / (double)counted : 0, .l2 = l2, .initial = 1, .grad_cp = s->grad_cp,
+                        .scale = 1.0 / (double)counted, .l2 = l2, .initial = 1, .grad_cp = s->grad_cp,
                         .dbefore = t->dbefore.memory ? &t->dbefore : NULL};
         RK_TRY(rk_model_forward_backward(t->model, &b));
         sum += b.f.loss;
     }
-    s->loss = counted ? sum / (double)counted : 0;
+    s->loss = sum / (double)counted;
     return RK_OK;
 }
 
@@ -130,9 +131,12 @@ static int update(RkTrainer *t, const RkStep *s) {
 
 int rk_train_step(RkTrainer *t, RkStep *s) {
     RK_CHECK(s->micro_bsz >= 1, "micro_bsz must be at least 1, not %d", s->micro_bsz);
-    RK_CHECK(isfinite(s->lr) && s->lr >= 0, "lr must be finite and not negative, not %g", s->lr);
+    RK_CHECK(isfinite((float)s->lr) && s->lr >= 0, "lr must be finite and not negative, not %g", s->lr);
+    RK_CHECK(isfinite((float)s->weight_decay) && s->weight_decay >= 0, "weight_decay must be finite and not negative, not %g",
+             s->weight_decay);
     int64_t counted = 0;
     for (size_t i = 0, n = (size_t)s->B * (size_t)s->T; i < n; i++) counted += s->targets[i] != RK_IGNORE;
+    RK_CHECK(counted > 0, "every target is %d: there is nothing to predict", RK_IGNORE);
     rk_model_zero_grads(t->model);
     RK_TRY(accumulate(t, s, counted));
     RK_TRY(inspect(t, s));

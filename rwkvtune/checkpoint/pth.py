@@ -63,7 +63,7 @@ def _storage_bytes(storage):
 # The two containers.  Each gives the root object and a function from a StorageRef to its first byte in the file.
 
 
-def _read_zip(data, path):
+def _read_zip(data, path, verify):
     members = read_zip_index(data, path)
     roots = [name[: -len("data.pkl")] for name in members if name.count("/") == 1 and name.endswith("/data.pkl")]
     if len(roots) != 1:
@@ -81,6 +81,10 @@ def _read_zip(data, path):
     if end != member.size:
         raise FormatError(f"{path}: data.pkl: {member.size - end} bytes follow the pickle")
 
+    if verify:
+        for name, entry in members.items():
+            _check_crc(memoryview(data)[entry.start : entry.start + entry.size], entry, path, name)
+
     def place(storage):
         entry = members.get(f"{root}data/{storage.key}")
         if entry is None:
@@ -93,12 +97,12 @@ def _read_zip(data, path):
     return root_object, place
 
 
-def _check_crc(pickle, member, path):
-    """The checksum of the pickle; torch writes 0 where it was told not to compute one."""
+def _check_crc(content, member, path, name="data.pkl"):
+    """The checksum of a member; torch writes 0 where it was told not to compute one."""
     import zlib
 
-    if member.crc and zlib.crc32(pickle) != member.crc:
-        raise FormatError(f"{path}: data.pkl is damaged: its checksum is wrong; download or copy the file again")
+    if member.crc and zlib.crc32(content) != member.crc:
+        raise FormatError(f"{path}: {name} is damaged: its checksum is wrong; download or copy the file again")
 
 
 def _read_legacy(data, path):
@@ -183,19 +187,20 @@ def _lazy(ref, name, place, path, data):
     return LazyTensor(ref.dtype, ref.shape, ref.strides, data, start + ref.offset * size)
 
 
-def read_pth(path, strip_prefixes=True):
+def read_pth(path, strip_prefixes=True, verify=False):
     """Open a file written by `torch.save`, in either container.
 
     path: file name.  The file may hold a dict of tensors, or a dict with one as its member `state_dict`,
     `model_state_dict`, `model` or `module`; what is no tensor is passed over.
     strip_prefixes: take `_forward_module.`, `module.` and `model.` off the front of names (default True).
+    verify: check the checksums of all numbers, which reads the whole file; otherwise only that of the names and shapes.
     Returns a `Checkpoint`: name -> `LazyTensor` (dtype, shape, `numpy()`); tensors are views of the mapped file.
     Raises FormatError (not such a file, damaged, or one that asks for anything but tensors), OSError.
     """
     data = _open(path)
     head = data[:64].lstrip()
     if head.startswith(b"PK"):
-        container, (root_object, place) = "zip", _read_zip(data, path)
+        container, (root_object, place) = "zip", _read_zip(data, path, verify)
     elif head.startswith(b"\x80"):
         container, (root_object, place) = "legacy", _read_legacy(data, path)
     else:

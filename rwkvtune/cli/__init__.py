@@ -4,6 +4,7 @@ A module has `SUMMARY`, `add_arguments(parser)` and `run(args)`, which returns t
 """
 
 import argparse
+import re
 import sys
 from importlib import import_module
 
@@ -15,7 +16,7 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
     """Defaults in the help, except where there is none to tell."""
 
     def _get_help_string(self, action):
-        silent = action.default in (None, "", False) or not action.option_strings
+        silent = action.default is None or action.default is False or action.default == "" or not action.option_strings
         return action.help if silent else super()._get_help_string(action)
 
 
@@ -46,7 +47,7 @@ def run_command(command, argv, program=None):
         sys.stderr.close()
         return 1
     except _WRONG_INPUT as error:
-        text = " ".join(str(error).split()) or type(error).__name__
+        text = " ".join(re.sub(r"^\[Errno \d+\] ", "", str(error)).split()) or type(error).__name__
         print(f"{program}: error: {text}", file=sys.stderr)
         return 2
 

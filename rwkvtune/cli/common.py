@@ -21,7 +21,7 @@ def model_options(parser):
 def work_dir_of(path):
     """The work directory a path is, or lies in the out/ of; None otherwise."""
     path = Path(path)
-    candidates = [path] if path.is_dir() else [path.parent.parent, path.parent]
+    candidates = [path, path.parent] if path.is_dir() else [path.parent.parent, path.parent]
     return next((directory for directory in candidates if (directory / "configs" / "config.json").exists()), None)
 
 
@@ -30,12 +30,25 @@ def load_model(args):
     from ..model import RWKV
 
     directory, path = work_dir_of(args.model), Path(args.model)
-    stored = json.loads((directory / "configs" / "config.json").read_text(encoding="utf-8")) if directory else {}
+    stored = _stored_config(directory / "configs" / "config.json") if directory else {}
     if path.is_dir():
-        path = newest_checkpoint(path / "out" if directory else path)
-    ctx_len = stored.get("model", {}).get("ctx_len")
+        path = newest_checkpoint(directory / "out" if directory else path)
+    ctx_len = stored["model"].get("ctx_len") if stored else None
     model = RWKV.load(path, precision=args.precision, backend=args.backend, **({"ctx_len": ctx_len} if ctx_len else {}))
     return model, _tokenizer(args.vocab, stored, directory)
+
+
+def _stored_config(path):
+    """The dict in a work directory's config.json.  Raises FormatError naming the file."""
+    from ..errors import FormatError
+
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(stored["model"], dict):
+            raise TypeError("model is no object")
+    except (ValueError, KeyError, TypeError) as error:
+        raise FormatError(f"{path}: not the configuration of a work directory ({error}); correct it or delete it") from error
+    return stored
 
 
 def newest_checkpoint(directory):

@@ -9,7 +9,10 @@ import gzip
 import json
 import lzma
 import math
+import os
 import re
+import shlex
+import shutil
 import sys
 from pathlib import Path
 
@@ -18,7 +21,7 @@ from .common import TextStream, newest_checkpoint
 
 SUMMARY = "Train a small model on a text, measure it, and let it write."
 DOCUMENT_CHARS = 2000
-HELD_OUT = 0.05
+HELD_OUT, HELD_OUT_CHARS = 0.05, 100_000  # of the text, but not more than so many characters
 HEAD_SIZE = 32
 CONTEXT = 4096  # tokens of the training text read before the held-out text is scored
 _OWN_FILES = ("out/rwkv-*.pth", "out/trainer_state.pth", "out/*.csv", "out/loss.png", "out/train_log.txt", "data/train.*", "data/val.*",
@@ -30,7 +33,9 @@ def add_arguments(parser):
         "text_file", nargs="?", default="", metavar="TEXT", help="UTF-8 text file; default: Python's language reference"
     )
     parser.add_argument("--text", default="", help="the same as TEXT")
-    parser.add_argument("--work_dir", default="rwkv-quickstart", help="directory of everything that is written")
+    parser.add_argument(
+        "--work_dir", default="", help="directory of everything that is written; default: rwkv-quickstart, or rwkv-quickstart-NAME for a text file NAME"
+    )
     parser.add_argument("--steps", type=int, default=1500, help="optimizer steps")
     parser.add_argument("--n_layer", type=int, default=3, help="layers")
     parser.add_argument("--n_embd", type=int, default=128, help="channels")
@@ -78,15 +83,6 @@ def _make_pipeline(args, text):
         raise ValueError(
             f"the text gives {len(documents)} documents of up to {DOCUMENT_CHARS} characters; at least 20 are needed"
         )
-    prepared = (
-        (directory / "configs" / "config.json").exists()
-        and (data / "val.idx").exists()
-        and (data / "train.idx").exists()
-    )
-    if prepared and _documents(data / "train.jsonl") + _documents(data / "val.jsonl") != documents:
-        raise ValueError(
-            f"{directory} holds a run on another text; add --fresh to delete it, or choose another --work_dir"
-        )
     data.mkdir(parents=True, exist_ok=True)
     create_byte_vocab_file(str(data / "vocab.txt"))
     tokenizer = GenericTokenizer(str(data / "vocab.txt"))
@@ -101,10 +97,14 @@ def _make_pipeline(args, text):
         lr_init=args.lr_init, lr_final=args.lr_init / 10, micro_bsz=args.micro_bsz, warmup_steps=30, weight_decay=0.1, grad_cp=0,
         precision="fp32", random_seed=args.seed, save_every_seconds=20.0, eval_every_steps=max(1, args.steps // 5), epoch_save=0,
     )  # fmt: skip
-    data_config = DataConfig(n_epochs_duplication=1, shuffle=False, val_fraction=HELD_OUT)
+    data_config = DataConfig(n_epochs_duplication=1, shuffle=False, val_fraction=min(HELD_OUT, HELD_OUT_CHARS / len(text)))
     pipeline = RWKVTrainingPipeline(directory, model, training, data_config, tokenizer)
-    if not prepared:
+    if not (pipeline.data_prepared and (data / "val.idx").exists()):
         pipeline.prepare_text(text, document_chars=DOCUMENT_CHARS)
+    elif _documents(data / "train.jsonl") + _documents(data / "val.jsonl") != documents:
+        raise ValueError(
+            f"{directory} holds a run on another text; add --fresh to delete it, or choose another --work_dir"
+        )
     return pipeline
 
 
@@ -194,33 +194,48 @@ def _report(args, pipeline):
         stream=stream,
     )
     stream.close()
+    return prompt
 
 
-def _next_commands(pipeline):
+def _next_commands(pipeline, prompt):
     out = pipeline.output_dir
+    command = "rwkvtune" if shutil.which("rwkvtune") else f"{shlex.quote(os.path.relpath(sys.executable))} -m rwkvtune"
     picture = out / "loss.png"
     print(f"\nLoss curve: {picture if picture.exists() else out / 'loss.csv'}   weights: {out / 'rwkv-final.pth'}")
     print(
-        f'Next:  rwkvtune generate {pipeline.work_dir} --prompt "The import statement"\n'
-        "       rwkvtune quickstart my_text.txt --work_dir my_model"
+        f"Next:  {command} generate {shlex.quote(os.path.relpath(pipeline.work_dir))} --prompt {shlex.quote(prompt)}\n"
+        f"       {command} quickstart my_text.txt"
     )
     if not picture.exists():
         print("       pip install matplotlib   (then the loss curve is drawn as well)")
 
 
+def _check(args):
+    """Refuses before the first second of work what would fail after the last."""
+    if args.text and args.text_file:
+        raise ValueError("give the text once: as TEXT or as --text")
+    for name, least in (("steps", 1), ("n_layer", 1), ("max_new_tokens", 0), ("seed", 0)):
+        if getattr(args, name) < least:
+            raise ValueError(f"--{name} is {getattr(args, name)}; it must be at least {least}")
+
+
 def run(args):
-    if args.steps < 1:
-        raise ValueError(f"--steps is {args.steps}; it must be at least 1")
-    directory = Path(args.work_dir)
-    if args.fresh:
-        _delete(directory)
-    text, what = source_text(args.text or args.text_file)
+    from ..lock import RunLock
+
+    _check(args)
+    source = args.text or args.text_file
+    args.work_dir = args.work_dir or (f"rwkv-quickstart-{Path(source).stem}" if source else "rwkv-quickstart")
+    text, what = source_text(source)
     print(f"### Text: {what}, {len(text.encode()):,} bytes")
-    pipeline = _make_pipeline(args, text)
-    if _train(args, pipeline) == "interrupted":
-        return 130
-    _report(args, pipeline)
-    _next_commands(pipeline)
+    directory = Path(args.work_dir)
+    directory.mkdir(parents=True, exist_ok=True)
+    with RunLock(directory):
+        if args.fresh:
+            _delete(directory)
+        pipeline = _make_pipeline(args, text)
+        if _train(args, pipeline) == "interrupted":
+            return 130
+        _next_commands(pipeline, _report(args, pipeline))
     return 0
 
 

@@ -183,6 +183,15 @@ def _check_sizes(args, config):
             raise ValueError(f"--{name} is {asked} but the weights to go on with have {found}; use another --proj_dir")
 
 
+def _check_ids(dataset, vocab_size):
+    """Raises ValueError where the data hold an id the model has no row for; before a new run writes its first file."""
+    step = 1 << 24
+    for at in range(0, dataset.total_tokens, step):
+        most = int(dataset.stream(at, min(step, dataset.total_tokens - at)).max())
+        if most >= vocab_size:
+            raise ValueError(f"the data hold token id {most}, but --vocab_size {vocab_size} allows 0 to {vocab_size - 1}")
+
+
 def _plan(args, trainer, config, dataset):
     """`RunPlan`: RWKV-LM's schedule, whose warmup counts from where the optimizer started."""
     from ..loop import RunPlan
@@ -221,9 +230,11 @@ def run(args):
             model.save(out / "rwkv-init.pth")
             print(f"{out / 'rwkv-init.pth'}: {model!r}\nNow go for stage 2 or 3.")
             return 0
+        batches = BinIdxBatches(dataset, args.ctx_len, config.batch_size, args.magic_prime)
+        if not any(out.glob("rwkv-*.pth")):
+            _check_ids(dataset, model_config(args).vocab_size)
         trainer = _start(args, out, config)
         _check_sizes(args, trainer.model.config)
-        batches = BinIdxBatches(dataset, args.ctx_len, config.batch_size, args.magic_prime)
         plan = _plan(args, trainer, config, dataset)
         print(
             f"{trainer.model!r}\n{plan.total_steps} steps of {config.batch_size} x {args.ctx_len} tokens, lr {config.lr_init:g} -> {config.lr_final:g}"

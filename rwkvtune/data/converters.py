@@ -35,7 +35,7 @@ def _make_parent(path):
 class NumpyToJsonlConverter:
     """Writes arrays as JSON lines {"text": "v v v"}.
 
-    transform: function of one value that returns its text; default str(int(x)), which drops fractions.
+    transform: function of one value that returns its text; default str(int(x)), for which values with a fraction are refused.
     """
 
     def __init__(self, transform=None):
@@ -46,6 +46,8 @@ class NumpyToJsonlConverter:
             return " ".join(self.transform(x) for x in row)
         if row.dtype.kind == "f" and not np.isfinite(row).all():
             raise ValueError(f"a value is {row[~np.isfinite(row)][0]}; only finite numbers can become integers")
+        if row.dtype.kind == "f" and (row != np.trunc(row)).any():
+            raise ValueError(f"a value is {row[row != np.trunc(row)][0]}; round the data yourself, or give a transform")
         return " ".join(map(str, row.tolist() if row.dtype.kind in "iu" else [int(x) for x in row]))
 
     @staticmethod

@@ -77,15 +77,24 @@ print(*sorted(m for m in ("torch", "matplotlib", "tqdm", "wandb", "multiprocessi
     assert run_python(code) == ""
 
 
-@pytest.mark.parametrize("value, threads", [("1", 1), ("3", 3), ("100000", 256)])
+@pytest.mark.parametrize("value, threads", [("1", 1), ("3", 3), ("256", 256)])
 def test_number_of_threads_from_the_environment(value, threads):
     assert run_python("import rwkvtune; print(rwkvtune.info()['threads'])", RWKVTUNE_NUM_THREADS=value) == str(threads)
 
 
-@pytest.mark.parametrize("value", ["", "0", "many", "-2"])
-def test_nonsense_number_of_threads_means_all_processors(value):
+def test_no_number_of_threads_means_all_processors():
     code = "import rwkvtune; i = rwkvtune.info(); print(i['threads'] - min(i['cpus'], 256))"
-    assert run_python(code, RWKVTUNE_NUM_THREADS=value) == "0"
+    assert run_python(code, RWKVTUNE_NUM_THREADS="") == "0"
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [("RWKVTUNE_NUM_THREADS", value) for value in ("0", "many", "-2", "100000")] + [("RWKVTUNE_ISA", "avx99")],
+)
+def test_a_misspelt_setting_is_refused(name, value):
+    run = subprocess.run([sys.executable, "-c", "import rwkvtune; rwkvtune.info()"], env={**os.environ, name: value},
+                         capture_output=True, text=True)  # fmt: skip
+    assert run.returncode and "ValueError" in run.stderr and value in run.stderr
 
 
 def test_works_after_fork():

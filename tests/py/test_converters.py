@@ -66,7 +66,10 @@ def test_numpy_flat(tmp_path):
     assert lines_of(path)[-1] == "15 16 17 18 19" and len(lines_of(path)) == 4
     convert([1, 2, 3], str(path))
     assert lines_of(path) == ["1 2 3"]
-    convert(np.array([1.9, -1.9]), path)
+    convert(np.array([1.0, -1.0]), path)
+    assert lines_of(path) == ["1 -1"]
+    with pytest.raises(ValueError, match="1.9.*transform"):
+        convert(np.array([1.0, 1.9]), path)
     assert lines_of(path) == ["1 -1"]
     convert(np.array([2**63], np.uint64), path)
     assert lines_of(path) == [str(2**63)]

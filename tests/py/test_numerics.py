@@ -6,6 +6,7 @@ import pytest
 from helpers import assert_same_bits, assert_within, core, global_norm, small_model, some_ids, threads
 from reference import sampling
 
+import rwkvtune
 from rwkvtune.config import TrainingConfig
 from rwkvtune.model import RWKV
 from rwkvtune.state import RWKVState
@@ -405,3 +406,36 @@ def test_equal_logits_are_broken_by_the_lowest_id():
     assert core.sample(logits, 0.0, 1.0, 0, 0.9) == 0
     assert {core.sample(logits, 1.0, 1.0, 2, u) for u in np.linspace(0, 0.999, 50)} == {0, 1}
     assert core.sample(logits, 1.0, 1.0, 0, np.nextafter(1.0, 0)) == 5
+
+
+def test_more_sequences_than_rows_of_a_piece():
+    """Batches above 512 run one token at a time; rows are those of smaller batches."""
+    model = rwkvtune.RWKV(rwkvtune.ModelConfig(model_type="x070", n_layer=1, n_embd=32, vocab_size=11, head_size_a=16), seed=3)
+    ids = np.random.default_rng(0).integers(0, 11, (700, 3))
+    whole, (total, count) = model(ids).logits, (model.loss(ids, ids), ids.size)
+    parts = [model(ids[at : at + 100]).logits for at in range(0, 700, 100)]
+    np.testing.assert_allclose(whole, np.concatenate(parts), atol=1e-6)
+    assert total == pytest.approx(np.mean([model.loss(ids[at : at + 100], ids[at : at + 100]) for at in range(0, 700, 100)]), abs=1e-6)
+
+
+def test_logits_beyond_numbers_are_refused():
+    from rwkvtune import _rwkvcore
+
+    for logits in ([-np.inf] * 5, [0.0, np.inf], [np.nan, 1.0]):
+        with pytest.raises(ValueError, match="logit"):
+            _rwkvcore.sample(np.array(logits, np.float32), 1.0, 0.9, 0, 0.5)
+    assert _rwkvcore.sample(np.array([-np.inf, 1.0], np.float32), 1.0, 0.9, 0, 0.5) == 1
+
+
+def test_settings_that_would_damage_the_weights_are_refused():
+    model = rwkvtune.RWKV(rwkvtune.ModelConfig(model_type="x070", n_layer=1, n_embd=32, vocab_size=11, head_size_a=16))
+    trainer = rwkvtune.Trainer(model, rwkvtune.TrainingConfig(precision="fp32"))
+    before = {name: value.copy() for name, value in model.named_parameters().items()}
+    ids = np.ones((1, 4), int)
+    for settings in ({"weight_decay": float("nan")}, {"lr": 1e39}, {"lr": -1.0}):
+        with pytest.raises(ValueError):
+            trainer.step(ids, ids, **{"lr": 1e-3, **settings})
+    with pytest.raises(ValueError, match="nothing to predict"):
+        trainer.step(ids, np.full((1, 4), -100), lr=1e-3)
+    assert all(np.array_equal(value, before[name]) for name, value in model.named_parameters().items())
+    assert trainer.applied_steps == 0

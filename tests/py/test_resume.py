@@ -199,10 +199,30 @@ def test_longer_run_after_a_finished_one(work):
 
 def test_resume_on_other_data_is_refused(work):
     RWKVTrainingPipeline(work).train(max_steps=5)
-    pipe = RWKVTrainingPipeline(work)
-    pipe.prepare_data(np.random.default_rng(1).integers(0, 20, (30, 40)))
-    with pytest.raises(ValueError, match="other data"):
-        pipe.train(max_steps=10, continue_training=True)
+    pipe, other = RWKVTrainingPipeline(work), np.random.default_rng(1).integers(0, 20, (30, 40))
+    with pytest.raises(RuntimeError, match="leave data out"):
+        pipe.prepare_data(other)
+    with pytest.raises(RuntimeError, match="leave data out"):
+        pipe.train(other, max_steps=10, continue_training=True)
+    assert RWKVTrainingPipeline(work).train(max_steps=10, continue_training=True)["steps"] == 10
+
+
+def test_another_model_in_the_directory_of_a_run_is_refused(work):
+    RWKVTrainingPipeline(work).train(max_steps=5)
+    before = (work / "configs" / "config.json").read_bytes()
+    with pytest.raises(ValueError, match="n_layer is 2, the run's 1"):
+        RWKVTrainingPipeline(work, RWKVTrainingPipeline(work).model_config.replace(n_layer=2))
+    assert (work / "configs" / "config.json").read_bytes() == before
+
+
+def test_a_flipped_bit_in_the_state_is_noticed(work):
+    RWKVTrainingPipeline(work).train(max_steps=5)
+    state = work / "out" / "trainer_state.pth"
+    damaged = bytearray(state.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    state.write_bytes(damaged)
+    with pytest.raises(ValueError, match="checksum.*delete it"):
+        RWKVTrainingPipeline(work).train(max_steps=10, continue_training=True)
 
 
 def test_damaged_state_is_named(work):
