@@ -21,7 +21,8 @@ typedef struct RkTrainer {
 int rk_trainer_create(RkTrainer *t, RkModel *model);
 void rk_trainer_free(RkTrainer *t);
 
-/* Allocates what steps of this size need, so that no step allocates. */
+/* Allocates what steps of this size need, so that no step allocates; only a last micro-batch of fewer rows makes its
+ * states anew. */
 int rk_trainer_prepare(RkTrainer *t, RkWorkSize size);
 
 typedef struct RkStep {

@@ -103,7 +103,7 @@ def _make_pipeline(args, text):
         pipeline.prepare_text(text, document_chars=DOCUMENT_CHARS)
     elif _documents(data / "train.jsonl") + _documents(data / "val.jsonl") != documents:
         raise ValueError(
-            f"{directory} holds a run on another text; add --fresh to delete it, or choose another --work_dir"
+            f"{directory} holds a run on another text; add --fresh (with make: FRESH=1) to delete it, or choose another --work_dir (WORK_DIR=)"
         )
     return pipeline
 
@@ -126,12 +126,12 @@ def _train(args, pipeline):
     done = read_position(state)["steps"] if state.exists() else 0
     if done >= args.steps and (pipeline.output_dir / "rwkv-final.pth").exists():
         print(
-            f"### {pipeline.work_dir} holds a finished run of {done} steps; it is used as it is (--fresh starts again)."
+            f"### {pipeline.work_dir} holds a finished run of {done} steps; it is used as it is; --fresh (with make: FRESH=1) starts again."
         )
         return "finished"
     if state.exists():
         print(f"### Going on after step {done} of {args.steps}.")
-    advice = "To go on: the same command. To start again: the same command with --fresh."
+    advice = "To go on: the same command. To start again: the same command with --fresh (with make: FRESH=1)."
     return pipeline.train(max_steps=args.steps, continue_training=state.exists(), how_to_resume=advice)["status"]
 
 
