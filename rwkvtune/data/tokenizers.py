@@ -129,7 +129,19 @@ class BaseTokenizer(ABC):
         return Encoding(np.array(ids, dtype=np.int64).reshape(len(ids), -1))
 
 
-class GenericTokenizer(BaseTokenizer):
+class _CoreTokenizer(BaseTokenizer):
+    """A tokenizer whose work is done by `self._core`, in C."""
+
+    def encode_array(self, text):
+        """As `encode`, but an array: uint16, or int32 when vocab_size > 65536."""
+        return self._core.encode_array(text)
+
+    def encode_batch(self, texts):
+        """A list of arrays, one per text; all threads work on it (`rwkvtune.set_num_threads`)."""
+        return self._core.encode_batch(texts)
+
+
+class GenericTokenizer(_CoreTokenizer):
     """A vocabulary file with greedy longest match over bytes, as the RWKV World tokenizer works.
 
     vocab_file: one token per line, `id literal length`, for example `33155 'Hello' 5`; blank lines and lines that start
@@ -150,14 +162,6 @@ class GenericTokenizer(BaseTokenizer):
     def encode(self, text):
         """text: str (or bytes).  list[int].  ValueError names the first byte position where no token matches."""
         return self._core.encode(text)
-
-    def encode_array(self, text):
-        """As `encode`, but an array: uint16, or int32 when vocab_size > 65536."""
-        return self._core.encode_array(text)
-
-    def encode_batch(self, texts):
-        """A list of arrays, one per text; all threads work on it (`rwkvtune.set_num_threads`)."""
-        return self._core.encode_batch(texts)
 
     def encodeBytes(self, data):
         """The ids of any bytes, which need not be valid UTF-8.  list[int]."""
@@ -193,7 +197,7 @@ class GenericTokenizer(BaseTokenizer):
         print("".join(shown))
 
 
-class IntegerTokenizer(BaseTokenizer):
+class IntegerTokenizer(_CoreTokenizer):
     """Integers as tokens: the value v in [0, max_value] is id v + 1, and 0 is the end of a document.
 
     max_value: largest value, default 359.
@@ -234,14 +238,6 @@ class IntegerTokenizer(BaseTokenizer):
         ValueError names the value and its position: `Value must be in [0, 359], got 400 (at position 4)`.
         """
         return self._core.encode(text)
-
-    def encode_array(self, text):
-        """As `encode`, but an array: uint16, or int32 when vocab_size > 65536."""
-        return self._core.encode_array(text)
-
-    def encode_batch(self, texts):
-        """A list of arrays, one per text; all threads work on it (`rwkvtune.set_num_threads`)."""
-        return self._core.encode_batch(texts)
 
     def encodeBytes(self, data):
         """As `encode`, for bytes."""
