@@ -4,30 +4,31 @@
  "architecture": {"n_layer", "n_embd", "vocab_size", "head_size_a", optionally "ctx_len" (4096)},
  "lora_dims": {"dim_att_lora", "dim_gate_lora", "dim_mv_lora"},
  "training": {"recommended_ctx_len" (1024), "recommended_batch_size" (4), "recommended_lr" (1e-4)}}
+
+Required are architecture_version, architecture and lora_dims with their fields; a low-rank width of 0 follows the
+version's rule.  Run as a script, this module lists the configurations that come with the package.
 """
 
-import json
 import os
+import sys
 from pathlib import Path
 
-from ..config import ModelConfig
-from ..errors import FormatError
+# Absolute imports, so that `python rwkvtune/configs/model_loader.py` works as `python -m` does.
+from rwkvtune.config import ModelConfig
+from rwkvtune.configs.json_object import JsonObject
 
 _BUILTIN = Path(__file__).resolve().parent / "models"
 _VERSIONS = {"rwkv5": "x052", "rwkv6": "x060", "rwkv7": "x070"}
-_REQUIRED = {
-    "architecture": ("n_layer", "n_embd", "vocab_size", "head_size_a"),
-    "lora_dims": ("dim_att_lora", "dim_gate_lora", "dim_mv_lora"),
-}
-_RECOMMENDED = ("recommended_ctx_len", "recommended_batch_size", "recommended_lr")
+_SIZES = ("n_layer", "n_embd", "vocab_size", "head_size_a")
+_LOW_RANK = ("dim_att_lora", "dim_gate_lora", "dim_mv_lora")
 
 
 def list_available_models(config_dir=None):
     """dict: full name ("rwkv7-1.5b"), and short name ("1.5b") where only one architecture has it -> path of the file.
 
-    config_dir: directory of *.json files (default: the ones that come with the package).
+    config_dir: directory of *.json files (default: those of the package); one that does not exist gives {}.
     """
-    files = {path.stem: str(path) for path in sorted(Path(config_dir or _BUILTIN).glob("*.json"))}
+    files = {path.stem: str(path) for path in sorted(Path(config_dir or _BUILTIN).absolute().glob("*.json"))}
     short = {}
     for stem in files:
         short.setdefault(stem.partition("-")[2], []).append(stem)
@@ -58,50 +59,47 @@ def _find(name, config_dir, default_arch):
     )
 
 
-def _section(raw, name, path):
-    section = raw.get(name)
-    if not isinstance(section, dict):
-        raise FormatError(f"{path}: the field {name!r} is missing or is not an object")
-    for field in _REQUIRED[name]:
-        if isinstance(section.get(field), bool) or not isinstance(section.get(field), int):
-            raise FormatError(f"{path}: {name}.{field} is {section.get(field)!r}; it must be an integer")
-    return section
+def _fields(file):
+    """dict: the fields of `ModelConfig` that a file gives.  Raises FormatError naming file, line and field."""
+    version = file.get("architecture_version", str)
+    for section in ("architecture", "lora_dims"):
+        file.get(section, dict)
+    file.get("training", dict, {})
+    weights = None if file.values.get("model_file") is None else file.get("model_file", str)
+    return {
+        "architecture_version": version, "model_type": _VERSIONS.get(version, version), "model_file": weights or None,
+        "model_name": file.get("model_name", str, "Unknown"), "description": file.get("description", str, ""),
+        **{name: file.get(f"architecture.{name}", int, low=1) for name in _SIZES},
+        "ctx_len": file.get("architecture.ctx_len", int, 4096, low=1),
+        **{name: file.get(f"lora_dims.{name}", int, low=0) for name in _LOW_RANK},
+        "recommended_ctx_len": file.get("training.recommended_ctx_len", int, 1024, low=1),
+        "recommended_batch_size": file.get("training.recommended_batch_size", int, 4, low=1),
+        "recommended_lr": file.get("training.recommended_lr", float, 1e-4, low=0),
+    }  # fmt: skip
 
 
 def load_model_config(config_identifier, config_dir=None, default_arch="rwkv7"):
     """The configuration of a model.
 
     config_identifier: short name ("1.5b"), full name ("rwkv7-1.5b"), or a path: anything with a slash or ending in
-    .json.  config_dir: where names are looked up.  default_arch: architecture of a short name that several have.
-    Returns `ModelConfig`.  Raises FileNotFoundError (with what there is), ValueError (an ambiguous short name),
-    FormatError (file, field or position).
+    .json, as it is seen from the working directory.  config_dir: where names are looked up (default: in the package).
+    default_arch: architecture of a short name; a short name that only one other architecture has is found as well.
+    Returns `ModelConfig`; its `config_source` tells where it came from, `config_dict` holds the file, fields unknown
+    here included.  Raises FileNotFoundError (with what there is), ValueError (an ambiguous short name), FormatError
+    (naming file, line and field), OSError.
 
     >>> config = load_model_config("0.1b")
     >>> config.n_layer, config.n_embd, config.config_source
     (12, 768, 'builtin:0.1b')
     """
     path, source = _find(os.fspath(config_identifier), config_dir, default_arch)
+    file = JsonObject(path)
+    fields = _fields(file)
     try:
-        raw = json.loads(Path(path).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise FormatError(f"{path}:{error.lineno}:{error.colno}: not valid JSON: {error.msg}") from error
-    if not isinstance(raw, dict) or not isinstance(raw.get("architecture_version"), str):
-        raise FormatError(f"{path}: the field 'architecture_version' is missing or is not a string, e.g. \"rwkv7\"")
-    arch, lora, training = (
-        _section(raw, "architecture", path),
-        _section(raw, "lora_dims", path),
-        raw.get("training") or {},
-    )
-    version = _VERSIONS.get(raw["architecture_version"], raw["architecture_version"])
-    try:
-        return ModelConfig(
-            model_type=version, ctx_len=arch.get("ctx_len", 4096), architecture_version=raw["architecture_version"],
-            model_name=raw.get("model_name", "Unknown"), description=raw.get("description", ""), model_file=raw.get("model_file"),
-            config_source=source, config_dict=raw, **{name: arch[name] for name in _REQUIRED["architecture"]},
-            **{name: lora[name] for name in _REQUIRED["lora_dims"]}, **{name: training[name] for name in _RECOMMENDED if name in training},
-        )  # fmt: skip
-    except ValueError as error:
-        raise FormatError(f"{path}: {error}") from error
+        return ModelConfig(config_source=source, config_dict=file.values, **fields)
+    except ValueError as error:  # its message begins with the name of the field
+        name = str(error).split()[0]
+        raise file.error(f"architecture.{name}" if name in _SIZES else name, error) from error
 
 
 def print_model_info(config):
@@ -123,3 +121,22 @@ def print_model_info(config):
         f"Recommended training config:\n  ctx_len: {config.recommended_ctx_len}\n  batch_size: {config.recommended_batch_size}"
     )
     print(f"  learning_rate: {config.recommended_lr}\n{line}")
+
+
+def _self_test():
+    """Reads every configuration of the package and shows one; returns the exit code."""
+    models = list_available_models()
+    print("Available models:")
+    for name in sorted(models):
+        print(f"  {name:12} {load_model_config(name).model_name:16} {models[name]}")
+    print("\nExamples:")
+    for identifier in ("1.5b", "rwkv7-0.1b", models["rwkv7-0.4b"]):
+        config = load_model_config(identifier)
+        print(f"  load_model_config({identifier!r})  ->  {config.summary()} ({config.config_source})")
+    print()
+    print_model_info(load_model_config("0.1b"))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(_self_test())

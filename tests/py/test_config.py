@@ -1,11 +1,8 @@
 """Configurations: defaults, derived widths, what is refused and how it is said."""
 
-import json
-
 import pytest
 
-from rwkvtune import DataConfig, FormatError, ModelConfig, TrainingConfig
-from rwkvtune.configs.model_loader import list_available_models, load_model_config, print_model_info
+from rwkvtune import DataConfig, ModelConfig, TrainingConfig
 
 
 def test_documented_defaults():
@@ -134,76 +131,3 @@ def test_training_config_refuses(values, words):
 def test_unknown_field_is_named():
     with pytest.raises(ValueError, match="lr_int.*lr_init"):
         TrainingConfig.from_dict({"lr_int": 1})
-
-
-BUILTIN = {"0.1b": (12, 768, 64, 128, 32), "0.4b": (24, 1024, 64, 128, 32), "1.5b": (24, 2048, 96, 256, 64), "2.9b": (32, 2560, 96, 320, 64),
-           "7.2b": (32, 4096, 128, 480, 96), "13.3b": (61, 4096, 192, 384, 128)}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", BUILTIN)
-def test_builtin_models_by_short_and_full_name(name):
-    for identifier in (name, f"rwkv7-{name}"):
-        c = load_model_config(identifier)
-        assert (c.n_layer, c.n_embd, c.dim_att_lora, c.dim_gate_lora, c.dim_mv_lora) == BUILTIN[name]
-        assert c.config_source == f"builtin:{identifier}"
-        assert (c.model_type, c.architecture_version, c.vocab_size, c.model_path) == ("x070", "rwkv7", 65536, None)
-    assert set(c.to_train_config_dict()) == {
-        "n_layer", "n_embd", "vocab_size", "head_size_a", "dim_att_lora", "dim_gate_lora", "dim_mv_lora"}  # fmt: skip
-
-
-def _write(directory, name, **changes):
-    raw = {"architecture_version": name.split("-")[0], "architecture": {"n_layer": 2, "n_embd": 64, "vocab_size": 100, "head_size_a": 64},
-           "lora_dims": {"dim_att_lora": 8, "dim_gate_lora": 8, "dim_mv_lora": 8}}  # fmt: skip
-    path = directory / f"{name}.json"
-    path.write_text(json.dumps({**raw, **changes}))
-    return path
-
-
-def test_names_that_collide(tmp_path):
-    _write(tmp_path, "rwkv7-1.0b")
-    _write(tmp_path, "rwkv8-1.0b")
-    assert load_model_config("1.0b", tmp_path).architecture_version == "rwkv7"
-    other = load_model_config("1.0b", tmp_path, default_arch="rwkv8")
-    assert (other.architecture_version, other.config_source) == ("rwkv8", "builtin:rwkv8-1.0b")
-    with pytest.raises(ValueError, match="rwkv7-1.0b.*rwkv8-1.0b"):
-        load_model_config("1.0b", tmp_path, default_arch="rwkv9")
-    assert sorted(list_available_models(tmp_path)) == ["rwkv7-1.0b", "rwkv8-1.0b"]
-
-
-def test_paths_and_what_is_wrong_in_a_file(tmp_path):
-    path = _write(tmp_path, "mine", architecture_version="rwkv7", model_file="w.pth")
-    config = load_model_config(str(path))
-    assert (config.config_source, config.model_path, config.ctx_len, config.recommended_lr) == (
-        f"file:{path}",
-        "w.pth",
-        4096,
-        1e-4,
-    )
-    with pytest.raises(FormatError, match="lora_dims"):
-        load_model_config(str(_write(tmp_path, "mine", architecture_version="rwkv7", lora_dims=None)))
-    with pytest.raises(FormatError, match="n_embd is '64'"):
-        load_model_config(
-            str(_write(tmp_path, "mine", architecture_version="rwkv7", architecture={"n_layer": 2, "n_embd": "64"}))
-        )
-    path.write_text('{"a": 1,\n  oops}')
-    with pytest.raises(FormatError, match=r"mine\.json:2:3"):
-        load_model_config(str(path))
-    with pytest.raises(FileNotFoundError, match="nowhere.json"):
-        load_model_config("nowhere.json")
-
-
-def test_unknown_name_tells_what_there_is():
-    with pytest.raises(FileNotFoundError) as error:
-        load_model_config("unknown-model")
-    lines = str(error.value).splitlines()
-    assert lines[0] == "Configuration not found: 'unknown-model'"
-    assert lines[1].startswith("Available configs: ['0.1b'") and "rwkv7-7.2b" in lines[1]
-    assert lines[2] == "Or provide the full path to a configuration file"
-
-
-def test_print_model_info(capsys):
-    print_model_info(load_model_config("1.5b"))
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == lines[2] == lines[-1] == "=" * 80
-    assert lines[1] == "Model Config: RWKV7-1.5B"
-    assert "  n_head: 32" in lines and "Model file: (not specified, use --load_model parameter)" in lines
