@@ -28,7 +28,7 @@ def _field_lines(text):
         at = skip(at + 1)
         while text[at] != "}":
             key, end = scanstring(text, at + 1)
-            lines[*path, key] = text.count("\n", 0, at) + 1
+            lines[(*path, key)] = text.count("\n", 0, at) + 1
             at = skip(walk(skip(skip(end) + 1), (*path, key)))
             at = skip(at + 1) if text[at] == "," else at
         return at + 1

@@ -49,7 +49,7 @@ def test_help_of_everything(capsys):
         assert stop.value.code == 0 and f"usage: rwkvtune {command}" in text
     with pytest.raises(SystemExit) as stop:
         main(["train", "--help"])
-    assert "(default: 0.0006)" in capsys.readouterr().out
+    assert "(default: 0.99)" in capsys.readouterr().out
     assert main(["--version"]) == 0
 
 

@@ -1,0 +1,136 @@
+"""The flags of `rwkvtune train`: those of RWKV-LM's train.py (RWKV-v7 and RWKV-v5) by name, and a few of our own.
+
+A default of None is decided after parsing: by --model_config where one is given, otherwise by the value in the help.
+"""
+
+import sys
+
+SIZES = ("vocab_size", "n_layer", "n_embd", "dim_att", "dim_ffn", "head_size_a", "dim_att_lora", "dim_gate_lora", "dim_mv_lora")  # fmt: skip
+_FRESH = {"n_layer": 6, "n_embd": 512, "head_size_a": 64}
+# flag: (default, field of the model configuration that replaces it)
+_RECOMMENDED = {"ctx_len": (1024, "recommended_ctx_len"), "micro_bsz": (12, "recommended_batch_size"), "lr_init": (6e-4, "recommended_lr")}  # fmt: skip
+_LR_FINAL = 1e-5
+
+# Flags that mean nothing here, with RWKV-LM's defaults: accepted, so that its command lines run, and named when given.
+WITHOUT_EFFECT = {
+    "accelerator": "gpu", "devices": 1, "num_nodes": 1, "strategy": "auto", "ds_bucket_mb": 200, "wandb": "", "kernel": "",
+    "head_chunk": 0, "num_sanity_val_steps": 0, "check_val_every_n_epoch": 1, "log_every_n_steps": 1, "pre_ffn": 0, "head_qk": 0,
+    "tiny_att_dim": 0, "tiny_att_layer": -999, "dropout": 0.0, "my_pile_version": 1, "my_pile_shift": -1, "layerwise_lr": 1,
+    "my_sample_len": 0, "my_ffn_shift": 1, "my_att_shift": 1, "my_pos_emb": 0, "my_qa_mask": 0, "my_random_steps": 0,
+}  # fmt: skip
+DATA_TYPES = ("binidx", "utf-8", "utf-16le", "numpy", "dummy", "uint16")
+
+
+def _truth(text):
+    words = {"true": True, "1": True, "false": False, "0": False}
+    if text.lower() not in words:
+        raise ValueError(text)
+    return words[text.lower()]
+
+
+_truth.__name__ = "True or False"  # what argparse calls the type in its message
+
+
+def add_flags(parser):
+    """Adds every flag to an argparse parser."""
+    _run_flags(parser.add_argument_group("data and run"))
+    _model_flags(parser.add_argument_group("model"))
+    _length_flags(parser.add_argument_group("length and checkpoints"))
+    _optimizer_flags(parser.add_argument_group("optimizer"))
+    group = parser.add_argument_group("accepted for RWKV-LM's scripts, without effect here")
+    for name, default in WITHOUT_EFFECT.items():
+        group.add_argument(f"--{name}", type=type(default), help=f"no effect (RWKV-LM's default: {default!r})")
+
+
+def _run_flags(group):
+    add = group.add_argument
+    add("--data_file", default="", help="path of the data without .bin and .idx")
+    add("--data_type", default="binidx", choices=DATA_TYPES, help="kind of data; `rwkvtune prepare` makes binidx")
+    add("--proj_dir", default="out", help="directory of everything that is written")
+    add("--train_stage", "--my_pile_stage", dest="train_stage", type=int, default=0, choices=(0, 1, 2, 3),
+        help="1 = write rwkv-init.pth and end; all others train, going on with what --proj_dir holds")  # fmt: skip
+    add("--dry_run", action="store_true", help="print the plan (size, memory, steps, time), write nothing and end")
+    add("--random_seed", type=int, default=-1, help="of the initialisation; negative = 0")
+    add("--enable_progress_bar", type=_truth, default=True, help="show the progress bar")
+
+
+def _model_flags(group):
+    add = group.add_argument
+    add("--model_config", default="", help="short name, full name or path of a model configuration")
+    add("--default_arch", default="rwkv7", help="architecture that completes a short name")
+    add("--load_model", default="", help="weights to start from; '' or 0 = model_file of --model_config, else rwkv-init.pth")  # fmt: skip
+    add("--load_partial", type=int, default=0, choices=(0, 1), help="1 = tensors the weights lack are initialised")
+    add("--my_testing", default="x070", choices=("x052", "x060", "x070"), help="version of a new model")
+    add("--vocab_size", type=int, default=0, help="0 = that of the weights or of --model_config")
+    for name, words in (("n_layer", "layers"), ("n_embd", "channels")):
+        add(f"--{name}", type=int, help=f"{words} (default: {_FRESH[name]}, or as --model_config says)")
+    add("--head_size_a", "--head_size", dest="head_size_a", type=int,
+        help="channels of a head (default: 64, or as --model_config says)")  # fmt: skip
+    add("--head_size_divisor", type=int, default=8, help="x052's divisor before its group norm")
+    add("--dim_att", type=int, default=0, help="0 = n_embd")
+    for name in ("dim_ffn", "dim_att_lora", "dim_gate_lora", "dim_mv_lora"):
+        add(f"--{name}", type=int, default=0, help="0 = the version's rule, or as --model_config says")
+
+
+def _length_flags(group):
+    add = group.add_argument
+    add("--ctx_len", type=int, help="tokens of a sample (default: 1024, or as --model_config recommends)")
+    add("--my_exit_tokens", type=int, default=0,
+        help="tokens of the run; 0 = --epoch_count epochs, at most one pass over the data; negative = as many, with the mean of both learning rate rules")  # fmt: skip
+    add("--magic_prime", type=int, default=0, help="samples of a pass over the data; 0 = computed from the data")
+    add("--epoch_steps", type=int, default=0, help="steps of an epoch; 0, or with --magic_prime: 40320 samples")
+    add("--epoch_count", type=int, default=0, help="end after so many epochs at the latest; 0 = no such end")
+    add("--epoch_begin", type=int, default=0, help="epochs that --load_model has behind it")
+    add("--epoch_save", type=int, default=5, help="write rwkv-N.pth every so many epochs")
+    add("--my_exit", type=int, default=99999999, help="end at this epoch at the latest")
+    add("--save_dtype", default="", choices=("", "fp32", "bf16", "fp16"), help="of the weights written; default: --precision")  # fmt: skip
+    add("--save_every_seconds", type=float, default=60.0, help="how often the resume state is written")
+
+
+def _optimizer_flags(group):
+    add = group.add_argument
+    add("--micro_bsz", type=int,
+        help="samples of a micro-batch (default: 12, or as --model_config recommends); with accumulation it must divide 40320")  # fmt: skip
+    add("--accumulate_grad_batches", type=int, default=1, help="micro-batches of a step")
+    add("--lr_init", type=float, help="first learning rate (default: 0.0006, or as --model_config recommends)")
+    add("--lr_final", type=float, help="last learning rate (default: 1e-05, or lr_init where that is lower)")
+    add("--warmup_steps", type=int, default=-1, help="-1 = none, 10 when going on from weights of this run")
+    add("--beta1", type=float, default=0.9, help="Adam")
+    add("--beta2", type=float, default=0.99, help="Adam")
+    add("--adam_eps", type=float, default=1e-18, help="Adam")
+    add("--weight_decay", type=float, default=0.0, help="of matrices")
+    add("--weight_decay_final", type=float, default=-1.0, help="> 0: where the decay goes")
+    add("--my_pile_edecay", type=int, default=0, help="epoch where the decay by epochs begins (negative --my_exit_tokens)")  # fmt: skip
+    add("--grad_clip", type=float, default=1.0, help="largest gradient norm")
+    add("--grad_cp", type=int, default=0, help="1 = recompute activations, less memory")
+    add("--precision", default="fp32", choices=("fp32", "tf32", "bf16", "fp16"), help="the CPU trains in fp32 and saves so")  # fmt: skip
+    add("--train_type", default="", choices=("", "states"), help="states = train initial states only")
+
+
+def explicit_sizes(args):
+    """dict: the sizes of the model that were given on the command line."""
+    values = {name: getattr(args, name) for name in SIZES}
+    return {name: value for name, value in values.items() if value is not None and (value or name in _FRESH)}
+
+
+def fresh_sizes(args):
+    """dict: the sizes of a model that neither weights nor a configuration file describe."""
+    return _FRESH | explicit_sizes(args)
+
+
+def settle(args, config):
+    """Decides the flags that were left open and names those without effect, in one line on stderr.
+
+    args: the parsed flags, changed in place.  config: `ModelConfig` of --model_config, or None.
+    """
+    for name, (default, field) in _RECOMMENDED.items():
+        if getattr(args, name) is None:
+            setattr(args, name, getattr(config, field) if config else default)
+    if args.lr_final is None:
+        args.lr_final = min(_LR_FINAL, args.lr_init)
+    given = [name for name in WITHOUT_EFFECT if getattr(args, name) is not None]
+    if given:
+        print(f"rwkvtune train: without effect here: {', '.join(f'--{name}' for name in given)}", file=sys.stderr)
+    for name, default in WITHOUT_EFFECT.items():
+        if getattr(args, name) is None:
+            setattr(args, name, default)
