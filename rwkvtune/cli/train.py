@@ -125,7 +125,8 @@ def _train(args, wanted, config):
             check_sizes(args, wanted, trainer.model.config)
             plan = run_plan(args, trainer.position["epoch_begin"], config, dataset.total_tokens)
             print(
-                f"{trainer.model!r}\n{plan.total_steps} steps of {config.batch_size} x {args.ctx_len} tokens, lr {config.lr_init:g} -> {config.lr_final:g}"
+                f"{trainer.model!r}\n{plan.total_steps} steps of {config.batch_size} x {args.ctx_len} tokens,"
+                f" lr {config.lr_init:g} -> {config.lr_final:g}"
             )
             run = TrainingRun(trainer, batches, plan, out, arguments=vars(args), how_to_resume="To go on: the same command.",
                               progress=args.enable_progress_bar, save_dtype=args.save_dtype or args.precision.replace("tf32", "fp32"))  # fmt: skip

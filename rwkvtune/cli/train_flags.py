@@ -8,7 +8,8 @@ import sys
 SIZES = ("vocab_size", "n_layer", "n_embd", "dim_att", "dim_ffn", "head_size_a", "dim_att_lora", "dim_gate_lora", "dim_mv_lora")  # fmt: skip
 _FRESH = {"n_layer": 6, "n_embd": 512, "head_size_a": 64}
 # flag: (default, field of the model configuration that replaces it)
-_RECOMMENDED = {"ctx_len": (1024, "recommended_ctx_len"), "micro_bsz": (12, "recommended_batch_size"), "lr_init": (6e-4, "recommended_lr")}  # fmt: skip
+_RECOMMENDED = {"ctx_len": (1024, "recommended_ctx_len"), "micro_bsz": (12, "recommended_batch_size"),
+                "lr_init": (6e-4, "recommended_lr")}  # fmt: skip
 _LR_FINAL = 1e-5
 
 # Flags that mean nothing here, with RWKV-LM's defaults: accepted, so that its command lines run, and named when given.
@@ -76,7 +77,8 @@ def _length_flags(group):
     add = group.add_argument
     add("--ctx_len", type=int, help="tokens of a sample (default: 1024, or as --model_config recommends)")
     add("--my_exit_tokens", type=int, default=0,
-        help="tokens of the run; 0 = --epoch_count epochs, at most one pass over the data; negative = as many, with the mean of both learning rate rules")  # fmt: skip
+        help="tokens of the run; 0 = one pass over the data, or --epoch_count epochs where that is less or --epoch_steps is given;"
+        " negative = as many, with the mean of both learning rate rules")  # fmt: skip
     add("--magic_prime", type=int, default=0, help="samples of a pass over the data; 0 = computed from the data")
     add("--epoch_steps", type=int, default=0, help="steps of an epoch; 0, or with --magic_prime: 40320 samples")
     add("--epoch_count", type=int, default=0, help="end after so many epochs at the latest; 0 = no such end")

@@ -36,7 +36,7 @@ def run_plan(args, epoch_begin, config, total_tokens):
     samples = epoch_samples(args, config.batch_size)
     epoch_steps, step_tokens = samples // config.batch_size, args.ctx_len * config.batch_size
     limit = min(args.my_exit, args.epoch_count or args.my_exit) * epoch_steps
-    own_epochs = samples != EPOCH_SAMPLES and args.epoch_count
+    own_epochs = args.epoch_steps and args.epoch_count and not args.magic_prime
     exit_tokens = args.my_exit_tokens
     if not exit_tokens:
         exit_tokens = limit * step_tokens if own_epochs else min(int(total_tokens), limit * step_tokens)

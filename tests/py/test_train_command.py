@@ -292,6 +292,14 @@ def test_no_progress_bar(capsys, place, data):
     assert "step" not in quiet.err
 
 
+def test_what_a_model_cannot_be_is_refused_before_anything_is_written(capsys, place, data):
+    assert "n_layer is 0" in train(capsys, *small(data, "--n_layer", "0"), code=2).err
+    for more in ([], ["--dry_run"]):
+        assert "token id 116" in train(capsys, *small(data, "--vocab_size", "100", *more), code=2).err
+    assert "must divide 40320" in train(capsys, *small(data, "--micro_bsz", "11"), code=2).err
+    assert not list(place.glob("out/rwkv-*"))
+
+
 def test_data_of_another_type(capsys, place):
     assert "rwkvtune prepare" in train(capsys, *small("x", "--data_type", "utf-8"), code=2).err
     assert "--data_file" in train(capsys, "--vocab_size", "9", code=2).err
