@@ -60,6 +60,9 @@ int rk_binidx_writer_open(RkBinWriter **w, const char *prefix, int code);
 /* Appends a sequence of n tokens (width bytes each, as in .bin). */
 int rk_binidx_writer_add(RkBinWriter *w, const void *tokens, size_t n);
 
+/* Appends a sequence of n tokens that lie in another file from its token `start` on. */
+int rk_binidx_writer_copy(RkBinWriter *w, int fd, uint64_t start, size_t n);
+
 /* Ends the document begun after the last one; it may be empty. */
 int rk_binidx_writer_end_document(RkBinWriter *w);
 

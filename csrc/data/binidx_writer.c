@@ -14,7 +14,7 @@
 
 #include "base/err.h"
 
-enum { CHUNK = 4096 };
+enum { CHUNK = 4096, COPY = 1 << 16 };
 
 typedef struct Out {
     FILE *f;
@@ -97,13 +97,38 @@ int rk_binidx_writer_open(RkBinWriter **out, const char *prefix, int code) {
     return rc;
 }
 
-int rk_binidx_writer_add(RkBinWriter *w, const void *tokens, size_t n) {
-    RK_CHECK(n <= INT32_MAX, "a sequence of %zu tokens is too long for an index (at most %d)", n, INT32_MAX);
-    int32_t size = (int32_t)n;
-    RK_TRY(put(&w->bin, tokens, n * (size_t)w->width));
+static int end_item(RkBinWriter *w, size_t n) {
+    const int32_t size = (int32_t)n;
     RK_TRY(put(&w->idx, &size, sizeof size));
     w->n_items++;
     return RK_OK;
+}
+
+static int check_length(size_t n) {
+    RK_CHECK(n <= INT32_MAX, "a sequence of %zu tokens is too long for an index (at most %d)", n, INT32_MAX);
+    return RK_OK;
+}
+
+int rk_binidx_writer_add(RkBinWriter *w, const void *tokens, size_t n) {
+    RK_TRY(check_length(n));
+    RK_TRY(put(&w->bin, tokens, n * (size_t)w->width));
+    return end_item(w, n);
+}
+
+int rk_binidx_writer_copy(RkBinWriter *w, int fd, uint64_t start, size_t n) {
+    RK_TRY(check_length(n));
+    char chunk[COPY];
+    off_t at = (off_t)(start * (uint64_t)w->width);
+    for (size_t left = n * (size_t)w->width; left;) {
+        const ssize_t got = pread(fd, chunk, left < sizeof chunk ? left : sizeof chunk, at);
+        if (got < 0 && errno == EINTR) continue;
+        if (got <= 0)
+            return rk_fail(RK_EIO, "cannot read tokens for %s: %s", w->bin.path, got ? strerror(errno) : "end of file");
+        RK_TRY(put(&w->bin, chunk, (size_t)got));
+        at += got;
+        left -= (size_t)got;
+    }
+    return end_item(w, n);
 }
 
 int rk_binidx_writer_end_document(RkBinWriter *w) {

@@ -9,6 +9,8 @@
 
 #include <string.h>
 
+#include "base/utf8.h"
+
 typedef struct Reader {
     const uint8_t *s, *end; /* what is left between the quotes */
     uint8_t *out;
@@ -30,30 +32,8 @@ static const char *put(Reader *r, uint32_t c) {
     }
     if (c > 0x10ffff) return "an escape beyond the last code point 10ffff";
     if (c >= 0xd800 && c <= 0xdfff) return "a surrogate, which is not a character";
-    if (c < 0x80) {
-        *r->out++ = (uint8_t)c;
-        return NULL;
-    }
-    int more = c < 0x800 ? 1 : c < 0x10000 ? 2 : 3;
-    static const uint8_t lead[4] = {0, 0xc0, 0xe0, 0xf0};
-    *r->out++ = (uint8_t)(lead[more] | c >> 6 * more);
-    while (more--) *r->out++ = (uint8_t)(0x80 | ((c >> 6 * more) & 0x3f));
+    r->out = rk_utf8_put(r->out, c);
     return NULL;
-}
-
-/* Bytes of the well-formed UTF-8 character at s, 0 if there is none. */
-static int utf8_length(const uint8_t *s, const uint8_t *end) {
-    if (s[0] < 0x80) return 1;
-    int n = s[0] >= 0xc2 && s[0] <= 0xdf ? 2 : (s[0] & 0xf0) == 0xe0 ? 3 : s[0] >= 0xf0 && s[0] <= 0xf4 ? 4 : 0;
-    if (!n || end - s < n) return 0;
-    for (int i = 1; i < n; i++)
-        if ((s[i] & 0xc0) != 0x80) return 0;
-    /* Overlong forms, surrogates, and what lies beyond 10ffff show in the second byte. */
-    if (s[0] == 0xe0 && s[1] < 0xa0) return 0;
-    if (s[0] == 0xed && s[1] > 0x9f) return 0;
-    if (s[0] == 0xf0 && s[1] < 0x90) return 0;
-    if (s[0] == 0xf4 && s[1] > 0x8f) return 0;
-    return n;
 }
 
 static const char *read_hex(Reader *r, int digits) {
@@ -93,7 +73,7 @@ static const char *read_escape(Reader *r) {
 static const char *read_plain(Reader *r) {
     if (*r->s == 0 || *r->s == '\r' || *r->s == '\n') return "a bare control character (write \\x00, \\r or \\n)";
     if (r->is_bytes && *r->s >= 0x80) return "a bytes literal with a character beyond ASCII";
-    int n = utf8_length(r->s, r->end);
+    int n = rk_utf8_length(r->s, r->end);
     if (!n) return "text that is not UTF-8";
     memcpy(r->out, r->s, (size_t)n);
     r->s += n;

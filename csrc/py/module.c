@@ -136,12 +136,13 @@ static int module_exec(PyObject *module) {
     if (rc) return rk_py_raise(st, rc), -1;
     rk_gemm_init();
     if (rk_py_add_ops(module) < 0 || rk_py_add_model(module) < 0 || rk_py_add_trainer(module) < 0) return -1;
-    return rk_py_add_tokenizer(module) < 0 || rk_py_add_dataset(module) < 0 ? -1 : 0;
+    if (rk_py_add_tokenizer(module) < 0 || rk_py_add_dataset(module) < 0) return -1;
+    return rk_py_add_jsonl(module);
 }
 
 #define EACH_OBJECT(X)                                                                                  \
     X(format_error) X(device_error) X(model) X(state) X(trainer) X(tokenizer) X(integer_tokenizer) X(binidx) \
-    X(binidx_writer)
+    X(binidx_writer) X(jsonl_reader)
 
 static int module_traverse(PyObject *module, visitproc visit, void *arg) {
     RkPyState *st = rk_py_state(module);

@@ -15,7 +15,7 @@
 /* Everything the module owns; no globals, so every interpreter has its own. */
 typedef struct RkPyState {
     PyObject *format_error, *device_error; /* rwkvtune.errors */
-    PyTypeObject *model, *state, *trainer, *tokenizer, *integer_tokenizer, *binidx, *binidx_writer;
+    PyTypeObject *model, *state, *trainer, *tokenizer, *integer_tokenizer, *binidx, *binidx_writer, *jsonl_reader;
 } RkPyState;
 
 RkPyState *rk_py_state(PyObject *module);
@@ -29,6 +29,7 @@ int rk_py_add_model(PyObject *module);
 int rk_py_add_trainer(PyObject *module);
 int rk_py_add_tokenizer(PyObject *module);
 int rk_py_add_dataset(PyObject *module);
+int rk_py_add_jsonl(PyObject *module);
 int rk_py_add_ops(PyObject *module);
 
 #endif

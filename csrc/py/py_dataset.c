@@ -246,7 +246,8 @@ static PyObject *writer_end_document(PyObject *op, PyObject *unused) {
 }
 
 typedef struct Stock { /* encoded documents to choose from */
-    const char *tokens;
+    const char *tokens; /* NULL: they are in the file fd */
+    int fd;
     size_t n_tokens, width, n_docs;
     const int64_t *start; /* (n_docs + 1) */
 } Stock;
@@ -260,30 +261,47 @@ static int add_documents(RkBinWriter *w, const Stock *s, const int64_t *order, s
         RK_CHECK(from >= 0 && from <= to && (uint64_t)to <= s->n_tokens,
                  "document %lld lies at tokens %lld to %lld of %zu", (long long)k, (long long)from, (long long)to,
                  s->n_tokens);
-        RK_TRY(rk_binidx_writer_add(w, s->tokens + (size_t)from * s->width, (size_t)(to - from)));
+        const size_t length = (size_t)(to - from);
+        RK_TRY(s->tokens ? rk_binidx_writer_add(w, s->tokens + (size_t)from * s->width, length)
+                         : rk_binidx_writer_copy(w, s->fd, (uint64_t)from, length));
         RK_TRY(rk_binidx_writer_end_document(w));
     }
     return RK_OK;
 }
 
-static PyObject *writer_add_documents(PyObject *op, PyObject *args) {
-    WriterObject *self = (WriterObject *)op;
-    PyObject *tokens_obj, *start_obj, *order_obj;
-    if (!PyArg_ParseTuple(args, "OOO", &tokens_obj, &start_obj, &order_obj)) return NULL;
-    PyArrayObject *tokens = plain_array(tokens_obj, typenum_of(self->code), "tokens");
-    PyArrayObject *start = tokens ? plain_array(start_obj, NPY_INT64, "starts") : NULL;
+/* The rest of both methods below: a stock whose tokens are known, in the order that is asked for. */
+static PyObject *write_stock(WriterObject *self, Stock stock, PyObject *start_obj, PyObject *order_obj) {
+    PyArrayObject *start = plain_array(start_obj, NPY_INT64, "starts");
     PyArrayObject *order = start ? plain_array(order_obj, NPY_INT64, "order") : NULL;
     if (!order || !writer_usable(self)) return NULL;
-    const Stock stock = {PyArray_DATA(tokens), (size_t)PyArray_SIZE(tokens), (size_t)PyArray_ITEMSIZE(tokens),
-                         PyArray_SIZE(start) ? (size_t)PyArray_SIZE(start) - 1 : 0, PyArray_DATA(start)};
+    stock.n_docs = PyArray_SIZE(start) ? (size_t)PyArray_SIZE(start) - 1 : 0;
+    stock.start = PyArray_DATA(start);
     int rc;
-    self->busy = 1; /* args holds the arrays */
+    self->busy = 1; /* the caller holds the arrays */
     Py_BEGIN_ALLOW_THREADS
     rc = add_documents(self->writer, &stock, PyArray_DATA(order), (size_t)PyArray_SIZE(order));
     Py_END_ALLOW_THREADS
     self->busy = 0;
-    if (rc) return raise_for(op, rc);
+    if (rc) return raise_for((PyObject *)self, rc);
     Py_RETURN_NONE;
+}
+
+static PyObject *writer_add_documents(PyObject *op, PyObject *args) {
+    WriterObject *self = (WriterObject *)op;
+    PyObject *tokens_obj, *start, *order;
+    if (!PyArg_ParseTuple(args, "OOO", &tokens_obj, &start, &order)) return NULL;
+    PyArrayObject *tokens = plain_array(tokens_obj, typenum_of(self->code), "tokens");
+    if (!tokens) return NULL;
+    const Stock stock = {.tokens = PyArray_DATA(tokens), .n_tokens = (size_t)PyArray_SIZE(tokens),
+                         .width = (size_t)PyArray_ITEMSIZE(tokens)};
+    return write_stock(self, stock, start, order);
+}
+
+static PyObject *writer_copy_documents(PyObject *op, PyObject *args) {
+    PyObject *start, *order;
+    Stock stock = {.n_tokens = SIZE_MAX};
+    if (!PyArg_ParseTuple(args, "iOO", &stock.fd, &start, &order)) return NULL;
+    return write_stock((WriterObject *)op, stock, start, order);
 }
 
 static PyObject *writer_finish(PyObject *op, PyObject *unused) {
@@ -316,6 +334,8 @@ static PyMethodDef writer_methods[] = {
     {"add_documents", writer_add_documents, METH_VARARGS,
      "add_documents(tokens, starts, order): for each k of order, tokens[starts[k]:starts[k + 1]] as a document of one "
      "sequence"},
+    {"copy_documents", writer_copy_documents, METH_VARARGS,
+     "copy_documents(fd, starts, order): the same, for tokens in a file"},
     {"finish", writer_finish, METH_NOARGS,
      "finish(): gives both files their names; the writer is closed then, in any case"},
     {"close", writer_close, METH_NOARGS, "close(): removes what is not finished"},

@@ -1,6 +1,6 @@
 /* py_tokenizer.c - the types Tokenizer (a vocabulary) and IntegerTokenizer; rwkvtune/data/tokenizers.py wraps them.
  * Both are immutable, so any number of threads may encode and decode at once. */
-#include "py/py.h"
+#include "py/py_tokenizer.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -9,22 +9,14 @@
 #include "base/parallel.h"
 #include "data/tokenizer.h"
 
-typedef struct Encoder { /* what both types begin with */
-    PyObject_HEAD
-    RkEncodeFn encode;
-    const void *tokenizer;
-    int width; /* bytes per id of arrays: 2 while every id fits uint16 */
-    int32_t vocab_size;
-} Encoder;
-
 typedef struct TokenizerObject {
-    Encoder encoder;
+    RkPyEncoder encoder;
     RkVocab vocab;
     RkTrie trie;
 } TokenizerObject;
 
 typedef struct IntegerObject {
-    Encoder encoder;
+    RkPyEncoder encoder;
     RkIntegers integers;
     PyObject *noun;
 } IntegerObject;
@@ -60,7 +52,7 @@ static int text_of(PyObject *obj, Text *text) {
 }
 
 /* Sets out->p to the ids, or to NULL and out->rc to the error. Needs no GIL. */
-static void encode_text(const Encoder *e, Text text, Encoded *out) {
+static void encode_text(const RkPyEncoder *e, Text text, Encoded *out) {
     *out = (Encoded){.p = malloc(text.n * (size_t)e->width + 1)};
     out->rc = out->p ? e->encode(e->tokenizer, text.p, text.n, e->width, out->p, &out->n)
                      : rk_fail(RK_ENOMEM, "no memory to encode %zu bytes", text.n);
@@ -79,7 +71,7 @@ static int encode_object(PyObject *op, PyObject *obj, Encoded *out) {
     if (text_of(obj, &text) < 0) return -1;
     Py_INCREF(obj);
     Py_BEGIN_ALLOW_THREADS
-    encode_text((Encoder *)op, text, out);
+    encode_text((RkPyEncoder *)op, text, out);
     Py_END_ALLOW_THREADS
     Py_DECREF(obj);
     if (out->rc) raise_for(op, out->rc);
@@ -107,13 +99,13 @@ static PyObject *array_of(Encoded ids, int width) {
 
 static PyObject *encode_array(PyObject *op, PyObject *obj) {
     Encoded ids;
-    return encode_object(op, obj, &ids) < 0 ? NULL : array_of(ids, ((Encoder *)op)->width);
+    return encode_object(op, obj, &ids) < 0 ? NULL : array_of(ids, ((RkPyEncoder *)op)->width);
 }
 
 static PyObject *encode_list(PyObject *op, PyObject *obj) {
     Encoded ids;
     if (encode_object(op, obj, &ids) < 0) return NULL;
-    const RkIds view = {ids.p, ids.n, ((Encoder *)op)->width};
+    const RkIds view = {ids.p, ids.n, ((RkPyEncoder *)op)->width};
     PyObject *list = PyList_New((Py_ssize_t)ids.n);
     for (size_t i = 0; list && i < ids.n; i++) {
         PyObject *id = PyLong_FromLongLong(rk_ids_at(view, i));
@@ -127,7 +119,7 @@ static PyObject *encode_list(PyObject *op, PyObject *obj) {
 }
 
 typedef struct Batch {
-    const Encoder *encoder;
+    const RkPyEncoder *encoder;
     const Text *text;
     Encoded *out;
 } Batch;
@@ -165,7 +157,7 @@ static PyObject *encode_batch(PyObject *op, PyObject *texts) {
     if (rc) PyErr_NoMemory();
     for (size_t i = 0; !rc && i < n; i++) rc = text_of(PyTuple_GET_ITEM(held, (Py_ssize_t)i), &text[i]);
     if (!rc) {
-        const Batch batch = {(Encoder *)op, text, out};
+        const Batch batch = {(RkPyEncoder *)op, text, out};
         Py_BEGIN_ALLOW_THREADS
         rc = encode_all(&batch, n);
         Py_END_ALLOW_THREADS
@@ -173,7 +165,7 @@ static PyObject *encode_batch(PyObject *op, PyObject *texts) {
     }
     if (!rc) list = PyList_New((Py_ssize_t)n);
     for (size_t i = 0; list && i < n; i++) {
-        PyObject *array = array_of(out[i], ((Encoder *)op)->width);
+        PyObject *array = array_of(out[i], ((RkPyEncoder *)op)->width);
         out[i].p = NULL;
         if (array)
             PyList_SET_ITEM(list, (Py_ssize_t)i, array);
@@ -189,10 +181,10 @@ static PyObject *encode_batch(PyObject *op, PyObject *texts) {
 
 static PyObject *get_vocab_size(PyObject *op, void *unused) {
     (void)unused;
-    return PyLong_FromLong(((Encoder *)op)->vocab_size);
+    return PyLong_FromLong(((RkPyEncoder *)op)->vocab_size);
 }
 
-static void set_encoder(Encoder *e, RkEncodeFn encode, const void *tokenizer, int32_t vocab_size) {
+static void set_encoder(RkPyEncoder *e, RkEncodeFn encode, const void *tokenizer, int32_t vocab_size) {
     e->encode = encode;
     e->tokenizer = tokenizer;
     e->vocab_size = vocab_size;

@@ -155,6 +155,11 @@ class BinIdxBuilder:
         starts, order = (np.ascontiguousarray(a, dtype=np.int64) for a in (starts, order))
         self._core.add_documents(self._tokens(tokens), starts, order)
 
+    def copy_documents(self, file, starts, order):
+        """As `add_documents`, for tokens that are the contents of `file` (with a fileno) and stay there."""
+        starts, order = (np.ascontiguousarray(a, dtype=np.int64) for a in (starts, order))
+        self._core.copy_documents(file.fileno(), starts, order)
+
     def finalize(self):
         """Write what is left and give both files their names."""
         self._core.finish()

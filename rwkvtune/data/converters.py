@@ -12,14 +12,16 @@ from pathlib import Path
 
 import numpy as np
 
+from .. import _rwkvcore
 from ..atomic import atomic_write
 from ..errors import FormatError
 from .binidx import BinIdxBuilder, BinIdxDataset, compute_magic_prime, is_prime
-from .tokenizers import IntegerTokenizer
+from .tokenizers import AngleTokenizer, GenericTokenizer, IntegerTokenizer
 
 _BATCH_BYTES = 4 << 20  # lines encoded at a time: enough to keep all threads busy
 _WRITE_DOCUMENTS = 1 << 14  # documents written between two looks at the progress bar and at Ctrl-C
 
+_CORE_TOKENIZERS = (AngleTokenizer, GenericTokenizer, IntegerTokenizer)  # not what is derived from them
 
 def _progress(**kwargs):
     """A progress bar where somebody watches."""
@@ -83,43 +85,26 @@ class NumpyToJsonlConverter:
         return self.convert(np.load(input_path, mmap_mode="r", allow_pickle=False), output_path, sequence_length)
 
 
-def _text_of_line(line, path, number):
-    """The text of one JSON line; FormatError names file and line."""
+class _Spool:
+    """A nameless file beside PREFIX.bin, to which OSErrors of writing are attributed."""
 
-    def problem(reason):
-        return FormatError(f"{path}:{number}: {reason}")
+    def __init__(self, prefix):
+        self.prefix = prefix
+        self.file = tempfile.TemporaryFile(dir=os.path.dirname(prefix) or ".", buffering=0)
 
-    try:
-        value = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise problem(f"not UTF-8: {error.reason} at byte {error.start + 1} of the line") from None
-    except json.JSONDecodeError as error:
-        raise problem(f"not JSON: {error.msg} at character {error.pos + 1} of the line") from None
-    except RecursionError:
-        raise problem("JSON nested too deeply") from None
-    if not isinstance(value, dict) or not isinstance(value.get("text"), str):
-        raise problem('expected an object with a text, {"text": "..."}')
-    return value["text"]
+    def write(self, array):
+        rest = memoryview(array).cast("B") if len(array) else b""
+        try:
+            while rest:
+                rest = rest[self.file.write(rest) :]
+        except OSError as error:
+            raise OSError(error.errno, f"cannot write {self.prefix}.bin: {error.strerror}") from error
 
+    def __enter__(self):
+        return self
 
-def _read_batches(path):
-    """Yields ([(line number, text)], bytes read so far), a few megabytes at a time; blank lines are skipped."""
-    batch, size, end = [], 0, 0
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, 1):
-            end += len(line)
-            if number == 1:
-                line = line.removeprefix(b"\xef\xbb\xbf")
-            line = line.strip()
-            if not line:
-                continue
-            batch.append((number, _text_of_line(line, path, number)))
-            size += len(line)
-            if size >= _BATCH_BYTES:
-                yield batch, end
-                batch, size = [], 0
-    if batch:
-        yield batch, end
+    def __exit__(self, *exception):
+        self.file.close()
 
 
 class JsonlToBinIdxConverter:
@@ -127,6 +112,7 @@ class JsonlToBinIdxConverter:
 
     tokenizer: default IntegerTokenizer(359).  Ids are stored as uint16, or int32 when its vocab_size > 65536.
     verbose: print what is done (default).
+    n_skipped: lines that the last `convert` left out (with skip_bad).
     """
 
     compute_magic_prime = staticmethod(compute_magic_prime)
@@ -135,6 +121,7 @@ class JsonlToBinIdxConverter:
     def __init__(self, tokenizer=None, verbose=True):
         self.tokenizer = IntegerTokenizer(359) if tokenizer is None else tokenizer
         self.verbose = verbose
+        self.n_skipped = 0
 
     def _say(self, text):
         if self.verbose:
@@ -166,32 +153,62 @@ class JsonlToBinIdxConverter:
                         f"{path}:{number}: token id {token_id} is not in [0, {size}), the range of the tokenizer's vocab_size"
                     )
 
-    def _encode_file(self, path, dtype, spool):
+    def _encode_checked(self, batch, path, dtype):
+        """(ids of the lines, each with a 0 at its end; tokens of each line) by the tokenizer's Python methods."""
+        arrays, zero = self._encode(batch, path), np.zeros(1, dtype)
+        joined = np.concatenate([np.empty(0, dtype), *(piece for ids in arrays for piece in (ids, zero))])
+        if joined.size and (joined.min() < 0 or joined.max() >= self.tokenizer.vocab_size):
+            self._refuse(arrays, batch, path)
+        return joined.astype(dtype, copy=False), np.array([len(ids) + 1 for ids in arrays], np.int64)
+
+    def _encode_good(self, batch, path, dtype, bad):
+        """As `_encode_checked`, without the lines that cannot be encoded; their errors go to the list `bad`."""
+        try:
+            return self._encode_checked(batch, path, dtype)
+        except FormatError as error:
+            if len(batch) == 1:
+                bad.append(error)
+                return np.empty(0, dtype), np.empty(0, np.int64)
+        parts = [self._encode_good([line], path, dtype, bad) for line in batch]
+        return [np.concatenate(part) for part in zip(*parts, strict=True)]
+
+    def _blocks(self, reader, path, dtype, bad):
+        """Yields (ids, sizes) of the file, block by block; `bad` is None or a list, see `_encode_good`."""
+        if type(self.tokenizer) in _CORE_TOKENIZERS:
+            yield from iter(lambda: reader.ids(self.tokenizer._core), None)
+            return
+        for batch in iter(reader.texts, None):
+            if bad is None:
+                yield self._encode_checked(batch, path, dtype)
+            else:
+                yield self._encode_good(batch, path, dtype, bad)
+
+    def _encode_file(self, path, dtype, spool, skip_bad):
         """Writes the documents of all lines, each with a 0 at its end, to the file `spool`; their starts, (n + 1,)."""
-        starts, zero = array("q", [0]), np.zeros(1, dtype)
-        with _progress(total=os.path.getsize(path), unit="B", unit_scale=True, desc="tokenizing") as progress:
-            for batch, end in _read_batches(path):
-                arrays, pieces = self._encode(batch, path), []
-                for ids in arrays:
-                    pieces += [ids, zero]
-                    starts.append(starts[-1] + len(ids) + 1)
-                joined = np.concatenate(pieces)
-                if joined.min() < 0 or joined.max() >= self.tokenizer.vocab_size:
-                    self._refuse(arrays, batch, path)
-                spool.write(joined.astype(dtype, copy=False).data)
-                progress.update(end - progress.n)
-        spool.flush()
+        starts, bad = array("q", [0]), [] if skip_bad else None
+        with open(path, "rb", buffering=0) as file, _progress(
+            total=os.path.getsize(path), unit="B", unit_scale=True, desc="tokenizing"
+        ) as progress:
+            reader = _rwkvcore.JsonlReader(file.readinto, f"{path}", _BATCH_BYTES, skip_bad)
+            for ids, sizes in self._blocks(reader, path, dtype, bad):
+                spool.write(ids)
+                starts.frombytes((np.cumsum(sizes) + starts[-1]).tobytes())
+                progress.update(reader.n_bytes - progress.n)
+        self.n_skipped = reader.n_bad + len(bad or [])
+        if self.n_skipped:
+            self._say(f"### Skipped {self.n_skipped} bad lines, for example {reader.first_bad or bad[0]}")
         if len(starts) == 1:
             raise FormatError(f'{path}: no lines; expected at least one object {{"text": "..."}}')
         return starts
 
-    def convert(self, jsonl_path, output_prefix, n_epochs=3, shuffle=True, random_seed=None):
+    def convert(self, jsonl_path, output_prefix, n_epochs=3, shuffle=True, random_seed=None, skip_bad=False):
         """Write every line n_epochs times, each as one document that ends with token 0.
 
         jsonl_path: the lines; blank ones are skipped.  output_prefix: of the files to write; its directory is created.
         shuffle: each repetition goes through the lines in a new random order, drawn from the order before.
         random_seed: decides the orders; None (default) takes Python's global `random`, which random.seed() sets.  The
             same seed gives the same files as RWKV-LM's builder.
+        skip_bad: leave out the lines that would be an error; `n_skipped` counts them.
         Returns Path(output_prefix).  FormatError names file and line of what is not JSON, has no text, or cannot be
         tokenized; OSError names the path.  After an error existing files are as before.
         """
@@ -202,21 +219,13 @@ class JsonlToBinIdxConverter:
         prefix = os.fspath(output_prefix)
         _make_parent(prefix)
         # Every line is tokenized once, whatever n_epochs is; the orders are drawn over the finished documents.
-        with (
-            BinIdxBuilder(prefix, dtype) as builder,
-            tempfile.TemporaryFile(dir=os.path.dirname(prefix) or ".") as spool,
-        ):
-            try:
-                starts = self._encode_file(jsonl_path, dtype, spool)
-            except OSError as error:
-                if error.filename is None:
-                    raise OSError(error.errno, f"cannot write {prefix}.bin: {error.strerror}") from error
-                raise
+        with BinIdxBuilder(prefix, dtype) as builder, _Spool(prefix) as spool:
+            starts = self._encode_file(jsonl_path, dtype, spool, skip_bad)
             self._say(f"### Loaded {len(starts) - 1} sequences from {jsonl_path}")
             if random_seed is not None:
                 self._say(f"### Using fixed random seed: {random_seed}")
             self._say("### Building bin/idx...")
-            self._write(builder, np.memmap(spool, dtype, "r"), starts, n_epochs, shuffler if shuffle else None)
+            self._write(builder, spool.file, starts, n_epochs, shuffler if shuffle else None)
         self._say(f"### Done! Created {prefix}.bin and {prefix}.idx")
         return Path(output_prefix)
 
@@ -229,7 +238,7 @@ class JsonlToBinIdxConverter:
                 if shuffler:
                     shuffler.shuffle(order)
                 for i in range(0, len(order), _WRITE_DOCUMENTS):
-                    builder.add_documents(tokens, starts, places[i : i + _WRITE_DOCUMENTS])
+                    builder.copy_documents(tokens, starts, places[i : i + _WRITE_DOCUMENTS])
                     progress.update(len(places[i : i + _WRITE_DOCUMENTS]))
 
     @staticmethod

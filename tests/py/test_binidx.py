@@ -183,6 +183,22 @@ def test_bad_tokens_are_found(tmp_path, dtype, bad):
             MagicPrimeSampler(41, 8, 5).batch(dataset, 0, 0, 5)
 
 
+def test_copy_documents(tmp_path):
+    """Documents that lie in a file: longer than one read, empty, and beyond its end."""
+    tokens = np.arange(65536, dtype=np.uint16)
+    (tmp_path / "tokens").write_bytes(tokens.tobytes())
+    with open(tmp_path / "tokens", "rb") as file:
+        with BinIdxBuilder(tmp_path / "a") as builder:
+            builder.copy_documents(file, [0, 3, 3, 65536], [2, 1, 0])
+        with BinIdxDataset(tmp_path / "a") as dataset:
+            assert [item.tolist() for item in dataset] == [tokens[3:].tolist(), [], [0, 1, 2]]
+        with pytest.raises(OSError, match=r"b\.bin: end of file"), BinIdxBuilder(tmp_path / "b") as builder:
+            builder.copy_documents(file, [65535, 65537], [0])
+        with pytest.raises(ValueError, match="order"), BinIdxBuilder(tmp_path / "b") as builder:
+            builder.copy_documents(file, [0, 1], [1])
+    assert sorted(os.listdir(tmp_path)) == ["a.bin", "a.idx", "tokens"]
+
+
 def test_builder_refuses(tmp_path):
     with pytest.raises(ValueError, match="float64"):
         BinIdxBuilder(tmp_path / "d", np.float64)
