@@ -76,6 +76,23 @@ static int is_digit(const Reader *r, const uint8_t *s) { return s < r->end && *s
 
 static inline int ends_plain(uint8_t c) { return c == '"' || c == '\\' || c < 0x20; }
 
+#define EACH_BYTE(c) (UINT64_C(0x0101010101010101) * (c))
+
+/* How many of the 8 bytes at s stand before the first that ends plain text. Taking c from a byte below c borrows into
+ * its top bit; only bytes above such a one can be marked wrongly. */
+static inline int plain_in_word(const uint8_t *s) {
+    uint64_t w;
+    memcpy(&w, s, sizeof w);
+#if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+    w = __builtin_bswap64(w);
+#endif
+    const uint64_t quote = w ^ EACH_BYTE('"'), backslash = w ^ EACH_BYTE('\\');
+    const uint64_t marks = ((quote - EACH_BYTE(1)) & ~quote) | ((backslash - EACH_BYTE(1)) & ~backslash) |
+                           ((w - EACH_BYTE(0x20)) & ~w);
+    const uint64_t tops = marks & EACH_BYTE(0x80);
+    return tops ? __builtin_ctzll(tops) / 8 : 8;
+}
+
 /* The first quote, backslash or control character from s on. */
 static const uint8_t *skip_plain(const uint8_t *s, const uint8_t *end) {
     for (; end - s >= RUN; s += RUN) {
@@ -83,9 +100,18 @@ static const uint8_t *skip_plain(const uint8_t *s, const uint8_t *end) {
         for (int i = 0; i < RUN; i++) any |= (uint8_t)((s[i] == '"') | (s[i] == '\\') | (s[i] < 0x20));
         if (any) break;
     }
+    while (end - s >= 8) {
+        const int n = plain_in_word(s);
+        s += n;
+        if (n < 8) return s;
+    }
     while (s < end && !ends_plain(*s)) s++;
     return s;
 }
+
+/* What the character after a backslash stands for, where it is one of these; \\u is another matter. */
+static const uint8_t escaped[256] = {['"'] = '"',  ['\\'] = '\\', ['/'] = '/',  ['b'] = '\b',
+                                     ['f'] = '\f', ['n'] = '\n',   ['r'] = '\r', ['t'] = '\t'};
 
 static int hex_value(uint8_t c) {
     if (c >= '0' && c <= '9') return c - '0';
@@ -116,7 +142,7 @@ static int scan_string(Reader *r, Span *span) {
             if (r->end - s <= ESCAPE_CHARS || hex4(s + 2) < 0) return fail_at(r, s + 1, "Invalid \\uXXXX escape");
             s += ESCAPE_CHARS;
         } else {
-            if (!s[1] || !strchr("\"\\/bfnrt", s[1])) return fail_at(r, s, "Invalid \\escape");
+            if (!escaped[s[1]]) return fail_at(r, s, "Invalid \\escape");
             s += 2;
         }
     }
@@ -232,12 +258,10 @@ static int scan_document(Reader *r) {
 
 /* Resolves one escape of a string that has been scanned; *s is at the backslash and goes behind it. */
 static uint8_t *unescape_one(uint8_t *out, const uint8_t **s, const uint8_t *end, int *has_surrogates) {
-    static const char from[] = "bfnrt", to[] = "\b\f\n\r\t";
     const uint8_t *p = *s;
     if (p[1] != 'u') {
-        const char *known = strchr(from, p[1]);
         *s = p + 2;
-        *out = known ? (uint8_t)to[known - from] : p[1];
+        *out = escaped[p[1]];
         return out + 1;
     }
     uint32_t c = (uint32_t)hex4(p + 2);

@@ -25,9 +25,10 @@ static Py_ssize_t read_some(const ReaderObject *self, uint8_t *p, size_t n) {
         PyErr_Format(PyExc_ValueError, "readinto returned %zd for room of %zu bytes", got, n);
         got = -1;
     }
-    PyObject *released = view ? PyObject_CallMethod(view, "release", NULL) : NULL;
-    Py_XDECREF(released);
     Py_XDECREF(count);
+    /* Nobody may write here later. */
+    PyObject *released = got < 0 || PyErr_Occurred() ? NULL : PyObject_CallMethod(view, "release", NULL);
+    Py_XDECREF(released);
     Py_XDECREF(view);
     return released ? got : -1;
 }

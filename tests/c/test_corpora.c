@@ -16,6 +16,9 @@
 #undef LLVMFuzzerTestOneInput
 #define LLVMFuzzerTestOneInput fuzz_roundtrip
 #include "../fuzz/fuzz_roundtrip.c"
+#undef LLVMFuzzerTestOneInput
+#define LLVMFuzzerTestOneInput fuzz_jsonl
+#include "../fuzz/fuzz_jsonl.c"
 
 typedef int (*Target)(const uint8_t *data, size_t size);
 
@@ -60,5 +63,6 @@ int main(int argc, char **argv) {
     replay_folder(root, "idx", fuzz_idx);
     replay_folder(root, "vocab", fuzz_vocab);
     replay_folder(root, "roundtrip", fuzz_roundtrip);
+    replay_folder(root, "jsonl", fuzz_jsonl);
     return test_summary();
 }

@@ -7,6 +7,7 @@
 
 #include "base/err.h"
 #include "data/binidx.h"
+#include "data/jsonl.h"
 #include "data/sampler.h"
 #include "data/tokenizer.h"
 #include "test.h"
@@ -172,12 +173,91 @@ static void test_sampler(void) {
     CHECK(primes == 1229);
 }
 
+/* ---- JSON lines ---- */
+
+static int json_text_is(const char *source, const char *expected) {
+    char line[200];
+    RkJsonText text;
+    snprintf(line, sizeof line, "%s", source);
+    return !rk_json_text((uint8_t *)line, strlen(line), &text) && text.p && text.n == strlen(expected) &&
+           !memcmp(text.p, expected, text.n);
+}
+
+static int json_refuses(const char *source, const char *reason) {
+    char line[200];
+    RkJsonText text;
+    snprintf(line, sizeof line, "%s", source);
+    return rk_json_text((uint8_t *)line, strlen(line), &text) == RK_EFORMAT && message_has(reason) &&
+           !strcmp(line, source);
+}
+
+static void test_json_text(void) {
+    CHECK(json_text_is("{\"text\": \"a\"}", "a") && json_text_is(" {\"text\":\"\"}\r\n", ""));
+    CHECK(json_text_is("{\"text\": \"\\n\\u00e9\\ud83d\\ude00/\\/\"}", "\n\u00e9\U0001f600//"));
+    CHECK(json_text_is("{\"te\\u0078t\": \"a\", \"x\": [{\"text\": \"b\"}, null]}", "a"));
+    CHECK(json_text_is("{\"text\": \"a\", \"text\": \"b\"}", "b"));
+    CHECK(json_refuses("{\"text\": \"a\", \"text\": 1}", "expected an object") &&
+          json_refuses("[{\"text\": 1}, \"b\"]", "expected an object"));
+    CHECK(json_refuses("{\"text\": \"\\n\", }",
+                       "not JSON: Expecting property name enclosed in double quotes at character 16"));
+    CHECK(json_refuses("{\"\u65e5\": 1 2}", "not JSON: Expecting ',' delimiter at character 9"));
+    CHECK(json_refuses("{\"text\": \"\xe6\x97\"}", "not UTF-8: invalid continuation byte at byte 11"));
+    RkJsonText text;
+    uint8_t blank[] = " \t\r\n";
+    CHECK(!rk_json_text(blank, 4, &text) && !text.p && !rk_json_text(blank, 0, &text) && !text.p);
+}
+
+/* Lines from memory, a few bytes at a time. */
+static int read_lines(RkJsonl *r, const char *s, const RkJsonlTask *task) {
+    size_t left = strlen(s);
+    do {
+        do {
+            uint8_t *p;
+            size_t n;
+            RK_TRY(rk_jsonl_space(r, &p, &n));
+            if (n > 7) n = 7;
+            if (n > left) n = left;
+            memcpy(p, s, n);
+            s += n;
+            left -= n;
+            rk_jsonl_filled(r, n);
+        } while (!rk_jsonl_ready(r));
+        RK_TRY(rk_jsonl_read(r, task));
+    } while (r->n_pieces && !r->at_end);
+    return RK_OK;
+}
+
+static void test_jsonl(void) {
+    const RkIntegers integers = {359, "Value"};
+    const char *lines = "{\"text\": \"1 2\"}\n\n{\"text\": \"360\"}\n{\n{\"text\": \"3\"}";
+    RkJsonlTask task = {rk_integers_encode, &integers, 2, 0};
+    RkJsonl r;
+    CHECK(!rk_jsonl_open(&r, 20) && read_lines(&r, lines, &task) == RK_EFORMAT && r.bad_line == 3);
+    CHECK(message_has("Value must be in [0, 359], got 360") && !strcmp(r.reason, rk_error()));
+    rk_jsonl_free(&r);
+    task.skip_bad = 1;
+    CHECK(!rk_jsonl_open(&r, 1000) && !read_lines(&r, lines, &task) && r.n_bad == 2 && r.bad_line == 3);
+    CHECK(r.n_lines == 5 && r.n_bytes == strlen(lines));
+    size_t documents = 0, ids = 0;
+    for (int i = 0; i < r.n_pieces; i++) {
+        documents += r.piece[i].n_documents;
+        ids += r.piece[i].n_ids;
+    }
+    const RkJsonlPiece *last = &r.piece[r.n_pieces - 1];
+    const uint16_t *token = last->ids;
+    CHECK(documents == 2 && ids == 5 && last->document[last->n_documents - 1].line == 5);
+    CHECK(token[last->n_ids - 2] == 4 && token[last->n_ids - 1] == 0);
+    rk_jsonl_free(&r);
+}
+
 int main(void) {
     char folder[] = P_tmpdir "/rwkvtune-test-XXXXXX";
     test_literals();
     test_vocab();
     test_large_trie();
     test_integers();
+    test_json_text();
+    test_jsonl();
     if (CHECK(mkdtemp(folder) != NULL)) {
         test_token_files(folder);
         CHECK(!rmdir(folder)); /* nothing was left behind */
