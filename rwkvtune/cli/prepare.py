@@ -1,4 +1,4 @@
-"""rwkvtune prepare: text, JSONL or numbers into the bin/idx files that training reads."""
+"""rwkvtune prepare: text, JSONL, CSV or numbers into the bin/idx files that training reads."""
 
 import json
 import sys
@@ -6,11 +6,13 @@ from pathlib import Path
 
 from . import run_command
 
-SUMMARY = "Turn a text, JSONL or .npy file into bin/idx training data."
+SUMMARY = "Turn a text, JSONL, CSV or .npy file into bin/idx training data."
 
 
 def add_arguments(parser):
-    parser.add_argument("input", help='.jsonl with {"text": ...} lines, .npy with integers, or any UTF-8 text file')
+    parser.add_argument(
+        "input", help='.jsonl with {"text": ...} lines, .csv with a header, .npy with integers, or any UTF-8 text file'
+    )
     parser.add_argument("output", help="path of the data without .bin and .idx")
     parser.add_argument("--vocab", default="", help="vocabulary file of a text tokenizer")
     parser.add_argument(
@@ -20,7 +22,16 @@ def add_arguments(parser):
         "--n_epochs", type=int, default=1, help="repeat the documents so often, each time in another order"
     )
     parser.add_argument("--no_shuffle", action="store_true", help="keep the order of the documents")
-    parser.add_argument("--random_seed", type=int, default=0, help="of the shuffling")
+    parser.add_argument(
+        "--random_seed", type=int, default=0, help="of the shuffling: the same seed gives the same files"
+    )
+    parser.add_argument("--column", default="text", help=".csv: name of the column with the texts")
+    parser.add_argument(
+        "--skip_bad",
+        "--skip-bad",
+        action="store_true",
+        help=".jsonl, .csv: leave out malformed lines and count them, instead of stopping at the first",
+    )
     parser.add_argument("--sequence_length", type=int, default=1024, help="cut of one-dimensional numbers")
     parser.add_argument(
         "--document_chars",
@@ -51,7 +62,7 @@ def make_tokenizer(args, vocab_path):
 def _to_jsonl(args, path):
     """Writes the input as JSONL to `path` unless it is JSONL; the JSONL file."""
     from ..atomic import atomic_write
-    from ..data.converters import NumpyToJsonlConverter
+    from ..data.converters import NumpyToJsonlConverter, csv_to_jsonl
     from ..pipeline import text_documents
 
     source = Path(args.input)
@@ -59,6 +70,11 @@ def _to_jsonl(args, path):
         raise FileNotFoundError(f"input not found: {source}")
     if source.suffix == ".jsonl":
         return source
+    if source.suffix == ".csv":
+        n_bad = csv_to_jsonl(source, path, args.column, args.skip_bad)
+        if n_bad:
+            print(f"### Skipped {n_bad} rows without the column {args.column!r}")
+        return path
     if source.suffix == ".npy":
         import numpy as np
 
@@ -82,7 +98,12 @@ def run(args):
     tokenizer = make_tokenizer(args, vocab_path)
     jsonl = _to_jsonl(args, prefix.parent / f"{prefix.name}.jsonl")
     JsonlToBinIdxConverter(tokenizer).convert(
-        jsonl, prefix, n_epochs=args.n_epochs, shuffle=not args.no_shuffle, random_seed=args.random_seed
+        jsonl,
+        prefix,
+        n_epochs=args.n_epochs,
+        shuffle=not args.no_shuffle,
+        random_seed=args.random_seed,
+        skip_bad=args.skip_bad,
     )
     if not args.vocab:
         tokenizer.save_vocab(str(vocab_path))

@@ -1,6 +1,7 @@
 """From arrays to JSON lines, and from JSON lines to token data (bin/idx)."""
 
 import contextlib
+import csv
 import json
 import operator
 import os
@@ -22,6 +23,7 @@ _BATCH_BYTES = 4 << 20  # lines encoded at a time: enough to keep all threads bu
 _WRITE_DOCUMENTS = 1 << 14  # documents written between two looks at the progress bar and at Ctrl-C
 
 _CORE_TOKENIZERS = (AngleTokenizer, GenericTokenizer, IntegerTokenizer)  # not what is derived from them
+
 
 def _progress(**kwargs):
     """A progress bar where somebody watches."""
@@ -85,12 +87,53 @@ class NumpyToJsonlConverter:
         return self.convert(np.load(input_path, mmap_mode="r", allow_pickle=False), output_path, sequence_length)
 
 
+def csv_to_jsonl(csv_path, output_path, column="text", skip_bad=False):
+    """Write one column of a CSV file as JSON lines {"text": "..."}.
+
+    csv_path: UTF-8, commas and double quotes (RFC 4180), the names of the columns in the first row; empty rows are
+        skipped.  column: the name of one of them.  skip_bad: leave out the rows without that column.
+    Returns the number of rows left out.  FormatError names file and line; OSError the path.
+    """
+    n_bad, limit = 0, csv.field_size_limit(2**31 - 1)
+    _make_parent(output_path)
+    try:
+        with (
+            open(csv_path, encoding="utf-8-sig", newline="") as source,
+            atomic_write(output_path, "w") as file,
+            _progress(total=os.path.getsize(csv_path), unit="B", unit_scale=True, desc="reading") as progress,
+        ):
+            rows = csv.reader(source, strict=True)
+            names = next(rows, [])
+            if column not in names:
+                raise FormatError(
+                    f"{csv_path}:1: no column {column!r}; there are {', '.join(map(repr, names)) or 'none'}"
+                )
+            place = names.index(column)
+            for row in rows:
+                if len(row) > place:
+                    file.write(json.dumps({"text": row[place]}, ensure_ascii=False) + "\n")
+                elif row and not skip_bad:
+                    raise FormatError(
+                        f"{csv_path}:{rows.line_num}: {len(row)} of {len(names)} columns, none {column!r}"
+                    )
+                else:
+                    n_bad += bool(row)
+                progress.update(source.buffer.tell() - progress.n)
+    except csv.Error as error:
+        raise FormatError(f"{csv_path}:{rows.line_num}: not CSV: {error}") from None
+    except UnicodeDecodeError as error:
+        raise FormatError(f"{csv_path}: not UTF-8: {error.reason} after line {rows.line_num}") from None
+    finally:
+        csv.field_size_limit(limit)
+    return n_bad
+
+
 class _Spool:
     """A nameless file beside PREFIX.bin, to which OSErrors of writing are attributed."""
 
     def __init__(self, prefix):
         self.prefix = prefix
-        self.file = tempfile.TemporaryFile(dir=os.path.dirname(prefix) or ".", buffering=0)
+        self.file = tempfile.TemporaryFile(dir=os.path.dirname(prefix) or ".", buffering=0)  # noqa: SIM115
 
     def write(self, array):
         rest = memoryview(array).cast("B") if len(array) else b""
@@ -186,9 +229,10 @@ class JsonlToBinIdxConverter:
     def _encode_file(self, path, dtype, spool, skip_bad):
         """Writes the documents of all lines, each with a 0 at its end, to the file `spool`; their starts, (n + 1,)."""
         starts, bad = array("q", [0]), [] if skip_bad else None
-        with open(path, "rb", buffering=0) as file, _progress(
-            total=os.path.getsize(path), unit="B", unit_scale=True, desc="tokenizing"
-        ) as progress:
+        with (
+            open(path, "rb", buffering=0) as file,
+            _progress(total=os.path.getsize(path), unit="B", unit_scale=True, desc="tokenizing") as progress,
+        ):
             reader = _rwkvcore.JsonlReader(file.readinto, f"{path}", _BATCH_BYTES, skip_bad)
             for ids, sizes in self._blocks(reader, path, dtype, bad):
                 spool.write(ids)

@@ -145,6 +145,35 @@ def test_prepare_writes_what_the_tokenizer_says(capsys, files, tmp_path):
     assert not (tmp_path / "t.bin").exists()
 
 
+def test_prepare_skips_bad_lines(capsys, tmp_path):
+    source = tmp_path / "a.jsonl"
+    source.write_bytes(b'{"text": "a"}\n{"text": 5}\n{\n\xff\n{"text": "b"}\n')
+    assert "a.jsonl:2: expected an object" in failure(capsys, "prepare", source, tmp_path / "t")
+    assert main(["prepare", str(source), str(tmp_path / "t"), "--skip-bad", "--no_shuffle"]) == 0
+    out = capsys.readouterr().out
+    assert f"Skipped 3 bad lines, for example {source}:2: expected an object" in out and "2 documents, 4 tokens" in out
+    source.write_text("{")
+    assert "no lines" in failure(capsys, "prepare", source, tmp_path / "u", "--skip_bad")
+    assert not (tmp_path / "u.bin").exists()
+
+
+def test_prepare_csv(capsys, tmp_path):
+    source = tmp_path / "a.csv"
+    source.write_bytes('\ufeffid,body\r\n1,"a ""b"",\nc"\r\n\r\n2,日本\r\n3\r\n4,\r\n'.encode())
+    assert "no column 'text'; there are 'id', 'body'" in failure(capsys, "prepare", source, tmp_path / "t")
+    command = ["prepare", str(source), str(tmp_path / "t"), "--column", "body", "--no_shuffle"]
+    assert f"{source}:6: 1 of 2 columns, none 'body'" in failure(capsys, *command)
+    assert sorted(os.listdir(tmp_path)) == ["a.csv", "t.vocab.txt"]
+    assert main([*command, "--skip_bad"]) == 0
+    assert "Skipped 1 rows without the column 'body'" in capsys.readouterr().out
+    tokenizer = GenericTokenizer(str(tmp_path / "t.vocab.txt"))
+    with BinIdxDataset(str(tmp_path / "t")) as dataset:
+        assert [tokenizer.decode(item[:-1]) for item in dataset] == ['a "b",\nc', "日本", ""]
+    for content, message in [(b"text\n\"a\n", "not CSV"), (b"text\n\xff\n", "not UTF-8"), (b"", "there are none")]:
+        source.write_bytes(content)
+        assert message in failure(capsys, "prepare", source, tmp_path / "t")
+
+
 def _blocks(text):
     from rwkvtune.pipeline import text_documents
 

@@ -250,6 +250,41 @@ def test_bad_lines(tmp_path, line):
     assert sorted(os.listdir(tmp_path)) == ["a.jsonl", "out.bin", "out.idx"]
 
 
+def test_skip_bad(tmp_path, capsys):
+    """Bad lines of all kinds left out, by the core's tokenizers and by others."""
+    source = tmp_path / "a.jsonl"
+    source.write_bytes(b'{"text": "1"}\n{\n{"text": "x"}\n\xff\n{"text": "101 2"}\n\n{"text": "2 3"}\n{"text": "\\ud800"}\n')
+    for tok in (IntegerTokenizer(99), Own(100), Duck()):
+        converter = JsonlToBinIdxConverter(tok)
+        converter.convert(source, tmp_path / "out", 1, False, skip_bad=True)
+        first = 1 if isinstance(tok, IntegerTokenizer) else 0
+        assert documents(tmp_path / "out") == [[1 + first, 0], [2 + first, 3 + first, 0]]
+        assert converter.n_skipped == 5 and f"Skipped 5 bad lines, for example {source}:2: not JSON" in capsys.readouterr().out
+        jsonl(tmp_path / "good", "1")
+        converter.convert(tmp_path / "good", tmp_path / "out", skip_bad=True)
+        assert converter.n_skipped == 0 and "Skipped" not in capsys.readouterr().out
+
+
+def test_derived_tokenizer(tmp_path):
+    """A class derived from one of the core's is asked itself."""
+
+    class Reversed(IntegerTokenizer):
+        def encode_batch(self, texts):
+            return [ids[::-1] for ids in super().encode_batch(texts)]
+
+    JsonlToBinIdxConverter(Reversed(9), verbose=False).convert(jsonl(tmp_path / "a", "1 2"), tmp_path / "out", 1, False)
+    assert documents(tmp_path / "out") == [[3, 2, 0]]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes")
+def test_reads_a_pipe(tmp_path):
+    pipe, text = tmp_path / "pipe", '{"text": "1 2"}\n' * 50000
+    os.mkfifo(pipe)
+    with subprocess.Popen([sys.executable, "-c", "import sys; open(sys.argv[1], 'w').write(sys.argv[2] * 50000)", pipe, text[:16]]):
+        JsonlToBinIdxConverter(verbose=False).convert(pipe, tmp_path / "out", 1, False)
+    assert get_data_info(tmp_path / "out")["total_tokens"] == 150000
+
+
 def test_bad_files(tmp_path):
     convert, path = JsonlToBinIdxConverter(verbose=False).convert, tmp_path / "a.jsonl"
     with pytest.raises(FileNotFoundError, match=r"a\.jsonl"):
