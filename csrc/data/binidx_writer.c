@@ -14,7 +14,7 @@
 
 #include "base/err.h"
 
-enum { CHUNK = 4096, COPY = 1 << 16 };
+enum { CHUNK = 4096, COPY = 1 << 16, BUFFER = 1 << 18 }; /* BUFFER: of .bin, so that short documents make few writes */
 
 typedef struct Out {
     FILE *f;
@@ -80,6 +80,7 @@ int rk_binidx_writer_open(RkBinWriter **out, const char *prefix, int code) {
     w->width = rk_binidx_width(code);
     static const char header[RK_BINIDX_HEADER];
     int rc = open_out(&w->bin, prefix, ".bin");
+    if (!rc) setvbuf(w->bin.f, NULL, _IOFBF, BUFFER);
     if (!rc) rc = open_out(&w->idx, prefix, ".idx");
     if (!rc) rc = open_out(&w->docs, prefix, ".docs");
     if (!rc) {
