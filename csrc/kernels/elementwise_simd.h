@@ -64,3 +64,21 @@ static void k_value_residual_bwd(const RkValueResidualRows *a, size_t lo, size_t
     RkValueResidualRows r = *a;
     SWEEP(value_residual_bwd_at, &r, lo, hi);
 }
+
+SIMD void sigmoid_gate_fwd_at(const RkSigmoidGateRows *a, size_t i, size_t n) {
+    vec_store_part(a->y + i, n, vec_sigmoid(vec_load_part(a->q + i, n)) * vec_load_part(a->v + i, n));
+}
+SIMD void sigmoid_gate_bwd_at(const RkSigmoidGateRows *a, size_t i, size_t n) {
+    Vec q = vec_load_part(a->q + i, n), gate = vec_sigmoid(q), dy = vec_load_part(a->dy + i, n);
+    Vec dgate = dy * vec_load_part(a->v + i, n);
+    vec_store_part(a->dq + i, n, dgate * (gate * vec_one_minus_sigmoid(q)));
+    vec_store_part(a->dv + i, n, dy * gate);
+}
+static void k_sigmoid_gate_fwd(const RkSigmoidGateRows *a, size_t lo, size_t hi) {
+    RkSigmoidGateRows r = *a;
+    SWEEP(sigmoid_gate_fwd_at, &r, lo, hi);
+}
+static void k_sigmoid_gate_bwd(const RkSigmoidGateRows *a, size_t lo, size_t hi) {
+    RkSigmoidGateRows r = *a;
+    SWEEP(sigmoid_gate_bwd_at, &r, lo, hi);
+}

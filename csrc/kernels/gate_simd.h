@@ -1,4 +1,4 @@
-/* gate_simd.h - RWKV-7's key preparation and output gate, head by head; formulas in ops/gate/. */
+/* gate_simd.h - RWKV-7's key preparation and output gate, RWKV-5's and 6's output gate, head by head; formulas in ops/gate/. */
 
 /* The backwards own heads and walk all rows, so they meet short pieces far apart that the processor does not foresee: they ask
  * for the piece PIECES_AHEAD rows on. */
@@ -164,5 +164,69 @@ static void k_out_gate_bwd(const RkOutGateRows *a, size_t head_lo, size_t head_h
             h.mean_t = vec_set(vec_sum(h.mean_t) / N);
             h.mean_tx = vec_set(vec_sum(h.mean_tx) / N);
             SWEEP(out_gate_bwd_at, &h, 0, h.a.N);
+        }
+}
+
+/* ---- output gate of RWKV-5 and 6 ---- */
+
+typedef struct NormGateHead {
+    RkNormGateRows a;
+    size_t at, head;
+    Vec mean, inverse, mean_t, mean_tx; /* the same number in every lane once summed */
+} NormGateHead;
+
+SIMD void norm_gate_statistics(NormGateHead *h) {
+    float N = (float)h->a.N, mean = row_sum(h->a.y + h->at, h->a.N) / N;
+    h->mean = vec_set(mean);
+    h->inverse = vec_set(1 / __builtin_sqrtf(row_spread(h->a.y + h->at, mean, h->a.N) / N + h->a.eps));
+}
+SIMD Vec norm_gate_normed(const NormGateHead *h, Vec xhat, size_t i, size_t n) {
+    return vec_fma(xhat, vec_load_part(h->a.w + h->head + i, n), vec_load_part(h->a.b + h->head + i, n));
+}
+
+SIMD void norm_gate_at(const NormGateHead *h, size_t i, size_t n) {
+    Vec xhat = (vec_load_part(h->a.y + h->at + i, n) - h->mean) * h->inverse, g = vec_load_part(h->a.g + h->at + i, n);
+    vec_store_part(h->a.o + h->at + i, n, norm_gate_normed(h, xhat, i, n) * (g * vec_sigmoid(g)));
+}
+static void k_norm_gate_fwd(const RkNormGateRows *a, size_t row_lo, size_t row_hi) {
+    NormGateHead h = {.a = *a};
+    for (size_t rh = row_lo * a->H; rh < row_hi * a->H; rh++) {
+        h.at = rh * h.a.N, h.head = rh % h.a.H * h.a.N;
+        norm_gate_statistics(&h);
+        SWEEP(norm_gate_at, &h, 0, h.a.N);
+    }
+}
+
+/* First walk: everything that needs no sum over the head; dy holds t = do silu(g) w until the second. */
+SIMD void norm_gate_sums_at(NormGateHead *h, size_t i, size_t n) {
+    size_t at = h->at + i, head = h->head + i;
+    Vec xhat = (vec_load_part(h->a.y + at, n) - h->mean) * h->inverse, g = vec_load_part(h->a.g + at, n);
+    Vec sigma = vec_sigmoid(g), do_ = vec_load_part(h->a.do_ + at, n), dnormed = do_ * (g * sigma);
+    Vec slope = sigma * vec_fma(g, vec_one_minus_sigmoid(g), vec_set(1)), t = dnormed * vec_load_part(h->a.w + head, n);
+    vec_store_part(h->a.dg + at, n, do_ * norm_gate_normed(h, xhat, i, n) * slope);
+    vec_store_part(h->a.dw + head, n, vec_fma(dnormed, xhat, vec_load_part(h->a.dw + head, n)));
+    vec_store_part(h->a.db + head, n, vec_load_part(h->a.db + head, n) + dnormed);
+    vec_store_part(h->a.dy + at, n, t);
+    h->mean_t = h->mean_t + t;
+    h->mean_tx = vec_fma(t, xhat, h->mean_tx);
+}
+SIMD void norm_gate_bwd_at(const NormGateHead *h, size_t i, size_t n) {
+    Vec xhat = (vec_load_part(h->a.y + h->at + i, n) - h->mean) * h->inverse, t = vec_load_part(h->a.dy + h->at + i, n);
+    vec_store_part(h->a.dy + h->at + i, n, h->inverse * (t - h->mean_t - xhat * h->mean_tx));
+}
+static void k_norm_gate_bwd(const RkNormGateRows *a, size_t head_lo, size_t head_hi) {
+    NormGateHead h = {.a = *a};
+    const float *const tensors[] = {a->y, a->g, a->do_, a->dy, a->dg};
+    for (size_t row = 0; row < h.a.R; row++)
+        for (size_t head = head_lo; head < head_hi; head++) {
+            float N = (float)h.a.N;
+            h.at = (row * h.a.H + head) * h.a.N, h.head = head * h.a.N;
+            if (row + PIECES_AHEAD < h.a.R) prefetch_pieces(tensors, 5, h.at + PIECES_AHEAD * h.a.H * h.a.N, h.a.N);
+            norm_gate_statistics(&h);
+            h.mean_t = h.mean_tx = vec_set(0);
+            SWEEP(norm_gate_sums_at, &h, 0, h.a.N);
+            h.mean_t = vec_set(vec_sum(h.mean_t) / N);
+            h.mean_tx = vec_set(vec_sum(h.mean_tx) / N);
+            SWEEP(norm_gate_bwd_at, &h, 0, h.a.N);
         }
 }

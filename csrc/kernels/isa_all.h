@@ -10,6 +10,8 @@
 #include "kernels/norm_simd.h"
 #include "kernels/optim_simd.h"
 #include "kernels/shift_simd.h"
+#include "kernels/wkv_simd.h"
+#include "kernels/wkv6_simd.h"
 #include "kernels/wkv7_simd.h"
 
 #define X(result, name, arguments) .name = k_##name,

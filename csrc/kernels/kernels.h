@@ -42,7 +42,7 @@ typedef struct RkShiftLerpRow {
     const float *mu[6];
     float *y[6];
     size_t C;
-    int n;
+    int n, keep; /* keep: mu is the share of the token itself */
 } RkShiftLerpRow;
 
 typedef struct RkShiftLerpGrad {
@@ -50,14 +50,35 @@ typedef struct RkShiftLerpGrad {
     const float *mu[6], *dy[6];
     float *dx, *dprev, *dmu[6]; /* (B,T,C), (B,C) or NULL, (C) */
     size_t B, T, C;
-    int n;
+    int n, keep;
 } RkShiftLerpGrad;
+
+/* One lerp of one token with coefficients mu + m. */
+typedef struct RkDdlerpGrad {
+    const float *x, *before, *mu, *dy; /* (C); before as above; dy may be m */
+    float *m;                          /* (C) coefficients in, their gradients out; with no_m only written */
+    float *e, *dx;                     /* (C) added to: what goes to the token before, what stays */
+    size_t C;
+    int no_m;
+} RkDdlerpGrad;
 
 typedef struct RkKeyPrepRows {
     const float *k0, *a, *k_k, *k_a, *dk, *dalpha, *dbeta;
     float *k, *alpha, *beta, *dk0, *da, *dk_k, *dk_a;
     size_t R, H, N;
 } RkKeyPrepRows;
+
+typedef struct RkNormGateRows {
+    const float *y, *w, *b, *g, *do_;
+    float *o, *dy, *dg, *dw, *db;
+    size_t R, H, N;
+    float eps;
+} RkNormGateRows;
+
+typedef struct RkSigmoidGateRows {
+    const float *q, *v, *dy; /* (n) */
+    float *y, *dq, *dv;
+} RkSigmoidGateRows;
 
 typedef struct RkOutGateRows {
     const float *y, *r, *k, *v, *r_k, *w, *b, *g, *do_;
@@ -76,11 +97,24 @@ typedef struct RkWkv7Head {
     size_t T, N, stride;
 } RkWkv7Head;
 
-enum { RK_WKV7_TOKENS = 16 /* between two checkpoints */, RK_LANES_MAX = 16 };
-static inline size_t rk_wkv7_fwd_scratch(size_t N) { return (RK_WKV7_TOKENS + 2) * (N + RK_LANES_MAX); }
+enum { RK_WKV_TOKENS = 16 /* between two checkpoints */, RK_LANES_MAX = 16, RK_WKV6_ROW_MAX = 64 };
+static inline size_t rk_wkv7_fwd_scratch(size_t N) { return (RK_WKV_TOKENS + 2) * (N + RK_LANES_MAX); }
 static inline size_t rk_wkv7_bwd_scratch(size_t N) {
-    return (RK_WKV7_TOKENS - 1) * (N + 1) * N + (7 * RK_WKV7_TOKENS + 1) * (N + RK_LANES_MAX) +
-           RK_WKV7_TOKENS * RK_LANES_MAX * RK_LANES_MAX;
+    return (RK_WKV_TOKENS - 1) * (N + 1) * N + (7 * RK_WKV_TOKENS + 1) * (N + RK_LANES_MAX) +
+           RK_WKV_TOKENS * RK_LANES_MAX * RK_LANES_MAX;
+}
+
+/* The same for ops/wkv/wkv6.h. */
+typedef struct RkWkv6Head {
+    const float *r, *k, *v, *w, *u, *dy; /* w: token t at t * w_stride, 0 = one row for all; u (N) */
+    float *y, *dr, *dk, *dv, *dw, *du;   /* dw as w, added to when it is one row; du (N) added to */
+    float *state, *ckpt, *scratch;       /* as above, rk_wkv6_*_scratch(N) floats */
+    size_t T, N, stride, w_stride;
+} RkWkv6Head;
+
+static inline size_t rk_wkv6_fwd_scratch(size_t N) { return RK_WKV_TOKENS * N + RK_LANES_MAX; }
+static inline size_t rk_wkv6_bwd_scratch(size_t N) {
+    return 10 * RK_WKV_TOKENS * N + RK_WKV_TOKENS * RK_WKV6_ROW_MAX + 3 * RK_WKV_TOKENS * RK_LANES_MAX + RK_LANES_MAX;
 }
 
 typedef struct RkXentRow {
@@ -110,6 +144,8 @@ typedef struct RkAdamWRange {
     X(void, relu2_bwd, (const float *x, const float *dy, float *dx, size_t n))                              \
     X(void, value_residual_fwd, (const RkValueResidualRows *a, size_t lo, size_t hi))                       \
     X(void, value_residual_bwd, (const RkValueResidualRows *a, size_t lo, size_t hi))                       \
+    X(void, sigmoid_gate_fwd, (const RkSigmoidGateRows *a, size_t lo, size_t hi))                           \
+    X(void, sigmoid_gate_bwd, (const RkSigmoidGateRows *a, size_t lo, size_t hi))                           \
     /* dst[c] += sum over R rows of src[r * C + c], for columns [lo, hi) */                                 \
     X(void, column_sums, (const float *src, float *dst, size_t R, size_t C, size_t lo, size_t hi))          \
     X(void, layernorm_fwd, (const RkLayerNormRows *a, size_t row_lo, size_t row_hi))                        \
@@ -120,10 +156,16 @@ typedef struct RkAdamWRange {
     X(void, rows_times_matrix, (const RkRowsTimesMatrix *a, size_t lo, size_t hi))                          \
     X(void, shift_lerp_fwd, (const RkShiftLerpRow *a))                                                      \
     X(void, shift_lerp_bwd, (const RkShiftLerpGrad *a, size_t lo, size_t hi))                               \
+    X(void, ddlerp_fwd, (const RkShiftLerpRow *a)) /* y holds the dynamic part of the coefficients */      \
+    X(void, ddlerp_bwd, (const RkDdlerpGrad *a))                                                            \
     X(void, key_prep_fwd, (const RkKeyPrepRows *a, size_t row_lo, size_t row_hi))                           \
     X(void, key_prep_bwd, (const RkKeyPrepRows *a, size_t head_lo, size_t head_hi))                         \
     X(void, out_gate_fwd, (const RkOutGateRows *a, size_t row_lo, size_t row_hi))                           \
     X(void, out_gate_bwd, (const RkOutGateRows *a, size_t head_lo, size_t head_hi))                         \
+    X(void, norm_gate_fwd, (const RkNormGateRows *a, size_t row_lo, size_t row_hi))                         \
+    X(void, norm_gate_bwd, (const RkNormGateRows *a, size_t head_lo, size_t head_hi))                       \
+    X(void, wkv6_fwd, (const RkWkv6Head *a))                                                                \
+    X(void, wkv6_bwd, (const RkWkv6Head *a))                                                                \
     X(void, wkv7_fwd, (const RkWkv7Head *a))                                                                \
     X(void, wkv7_bwd, (const RkWkv7Head *a))                                                                \
     X(double, xent_row, (float *z, size_t n, const RkXentRow *a))                                           \

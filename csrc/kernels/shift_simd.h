@@ -3,33 +3,46 @@
 
 enum { SHIFT_TOKENS = 8 }; /* walked for one vector of columns before the next: their cache lines stay in L1 */
 
-typedef struct ShiftRow { RkShiftLerpRow a; const int n; } ShiftRow;
+typedef struct ShiftRow { RkShiftLerpRow a; const int n, keep; } ShiftRow;
 
 SIMD void shift_row_at(const ShiftRow *s, size_t i, size_t len) {
     const RkShiftLerpRow *a = &s->a;
-    Vec x = vec_load_part(a->x + i, len), delta = (a->before ? vec_load_part(a->before + i, len) : vec_set(0)) - x;
-    for (int z = 0; z < s->n; z++) vec_store_part(a->y[z] + i, len, vec_fma(delta, vec_load_part(a->mu[z] + i, len), x));
+    Vec x = vec_load_part(a->x + i, len), before = a->before ? vec_load_part(a->before + i, len) : vec_set(0);
+    Vec from = s->keep ? before : x, delta = s->keep ? x - before : before - x;
+    for (int z = 0; z < s->n; z++) vec_store_part(a->y[z] + i, len, vec_fma(delta, vec_load_part(a->mu[z] + i, len), from));
 }
-SIMD void shift_fwd(const RkShiftLerpRow *a, const int n) {
-    ShiftRow s = {*a, n};
+SIMD void shift_fwd(const RkShiftLerpRow *a, const int n, const int keep) {
+    ShiftRow s = {*a, n, keep};
     SWEEP(shift_row_at, &s, 0, s.a.C);
 }
 
-static void k_shift_lerp_fwd(const RkShiftLerpRow *a) {
-    switch (a->n) {
-    case 1: shift_fwd(a, 1); break;
-    case 2: shift_fwd(a, 2); break;
-    case 3: shift_fwd(a, 3); break;
-    case 4: shift_fwd(a, 4); break;
-    case 5: shift_fwd(a, 5); break;
-    default: shift_fwd(a, 6); break;
+/* CALL(n, keep) for the number of lerps and the sense of their coefficients as constants. */
+#define SHIFT_SIZED(a, CALL)                        \
+    switch ((a)->n + ((a)->keep ? 6 : 0)) {         \
+    case 1: CALL(1, 0); break;                      \
+    case 2: CALL(2, 0); break;                      \
+    case 3: CALL(3, 0); break;                      \
+    case 4: CALL(4, 0); break;                      \
+    case 5: CALL(5, 0); break;                      \
+    case 6: CALL(6, 0); break;                      \
+    case 7: CALL(1, 1); break;                      \
+    case 8: CALL(2, 1); break;                      \
+    case 9: CALL(3, 1); break;                      \
+    case 10: CALL(4, 1); break;                     \
+    case 11: CALL(5, 1); break;                     \
+    default: CALL(6, 1); break;                     \
     }
+
+static void k_shift_lerp_fwd(const RkShiftLerpRow *a) {
+#define CALL(n, keep) shift_fwd(a, n, keep)
+    SHIFT_SIZED(a, CALL)
+#undef CALL
 }
 
 /* Tokens [t0, t1) of sequence b, for columns from lo; carry[c - lo] holds e of token t1, on return of token t0. */
 typedef struct ShiftTokens {
     RkShiftLerpGrad a;
-    const int n;
+    const int n, keep;
     size_t b, t0, t1, lo;
     float *carry;
 } ShiftTokens;
@@ -44,29 +57,30 @@ SIMD void shift_tokens_at(const ShiftTokens *s, size_t i, size_t len) {
         Vec before = vec_set(0), sum = vec_set(0), e = vec_set(0);
         if (t) before = vec_load_part(a->x + at - a->C, len);
         else if (a->prev) before = vec_load_part(a->prev + s->b * a->C + i, len);
-        Vec delta = before - x;
+        Vec delta = s->keep ? x - before : before - x;
         for (int z = 0; z < s->n; z++) {
             Vec dy = vec_load_part(a->dy[z] + at, len);
             sum = sum + dy;
             e = vec_fma(dy, mu[z], e);
             dmu[z] = vec_fma(dy, delta, dmu[z]);
         }
-        vec_store_part(a->dx + at, len, sum - e + e_next);
-        e_next = e;
+        Vec rest = sum - e;
+        vec_store_part(a->dx + at, len, (s->keep ? e : rest) + e_next);
+        e_next = s->keep ? rest : e;
         x = before;
     }
     vec_store_part(s->carry + (i - s->lo), len, e_next);
     for (int z = 0; z < s->n; z++) vec_store_part(a->dmu[z] + i, len, vec_load_part(a->dmu[z] + i, len) + dmu[z]);
 }
 
-SIMD void shift_bwd(const RkShiftLerpGrad *a, size_t lo, size_t hi, const int n) {
+SIMD void shift_bwd(const RkShiftLerpGrad *a, size_t lo, size_t hi, const int n, const int keep) {
     float carry[RK_COLUMNS_MAX];
     size_t bytes = (hi - lo) * sizeof *carry;
     for (size_t b = 0; b < a->B; b++) {
         if (a->dlast) memcpy(carry, a->dlast + b * a->C + lo, bytes);
         else memset(carry, 0, bytes);
         for (size_t t1 = a->T; t1 > 0;) {
-            ShiftTokens s = {*a, n, b, t1 < SHIFT_TOKENS ? 0 : t1 - SHIFT_TOKENS, t1, lo, carry};
+            ShiftTokens s = {*a, n, keep, b, t1 < SHIFT_TOKENS ? 0 : t1 - SHIFT_TOKENS, t1, lo, carry};
             SWEEP(shift_tokens_at, &s, lo, hi);
             t1 = s.t0;
         }
@@ -75,12 +89,35 @@ SIMD void shift_bwd(const RkShiftLerpGrad *a, size_t lo, size_t hi, const int n)
 }
 
 static void k_shift_lerp_bwd(const RkShiftLerpGrad *a, size_t lo, size_t hi) {
-    switch (a->n) {
-    case 1: shift_bwd(a, lo, hi, 1); break;
-    case 2: shift_bwd(a, lo, hi, 2); break;
-    case 3: shift_bwd(a, lo, hi, 3); break;
-    case 4: shift_bwd(a, lo, hi, 4); break;
-    case 5: shift_bwd(a, lo, hi, 5); break;
-    default: shift_bwd(a, lo, hi, 6); break;
+#define CALL(n, keep) shift_bwd(a, lo, hi, n, keep)
+    SHIFT_SIZED(a, CALL)
+#undef CALL
+}
+
+/* ---- RWKV-6: coefficients that depend on the data; formulas in ops/shift/ddlerp.h ---- */
+
+SIMD void ddlerp_at(const RkShiftLerpRow *a, size_t i, size_t len) {
+    Vec x = vec_load_part(a->x + i, len), delta = (a->before ? vec_load_part(a->before + i, len) : vec_set(0)) - x;
+    for (int z = 0; z < a->n; z++) {
+        Vec mu = vec_load_part(a->mu[z] + i, len) + vec_load_part(a->y[z] + i, len);
+        vec_store_part(a->y[z] + i, len, vec_fma(delta, mu, x));
     }
+}
+static void k_ddlerp_fwd(const RkShiftLerpRow *a) {
+    RkShiftLerpRow r = *a;
+    SWEEP(ddlerp_at, &r, 0, r.C);
+}
+
+SIMD void ddlerp_bwd_at(const RkDdlerpGrad *a, size_t i, size_t len) {
+    Vec x = vec_load_part(a->x + i, len), delta = (a->before ? vec_load_part(a->before + i, len) : vec_set(0)) - x;
+    Vec mu = vec_load_part(a->mu + i, len), dy = vec_load_part(a->dy + i, len);
+    if (!a->no_m) mu = mu + vec_load_part(a->m + i, len);
+    Vec to_before = dy * mu;
+    vec_store_part(a->e + i, len, vec_load_part(a->e + i, len) + to_before);
+    vec_store_part(a->dx + i, len, vec_load_part(a->dx + i, len) + (dy - to_before));
+    vec_store_part(a->m + i, len, dy * delta);
+}
+static void k_ddlerp_bwd(const RkDdlerpGrad *a) {
+    RkDdlerpGrad r = *a;
+    SWEEP(ddlerp_bwd_at, &r, 0, r.C);
 }

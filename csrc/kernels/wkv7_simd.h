@@ -13,17 +13,6 @@
 
 #define WKV_KAPPA 0.60653066f /* e^{-1/2} */
 
-/* Walks a row of N values in tiles of `tile` vectors: i is the tile's first value, n how many there are left from it on
- * (the whole tile, and so a constant, where tiles divide the row). */
-#define WKV_TILES(i, n, N, tile) for (size_t i = 0, n; n = tile_values(N, i, tile), i < (N); i += (size_t)(tile) * RK_LANES)
-SIMD size_t tile_values(size_t N, size_t i, int tile) {
-    size_t whole = (size_t)tile * RK_LANES;
-    return N % whole ? N - i : whole;
-}
-
-/* What is left from vector u of a tile on. */
-#define LEFT(n, u) ((n) - (size_t)(u) * RK_LANES)
-
 SIMD Vec wkv7_decay(Vec sigma) { return vec_exp(vec_set(-WKV_KAPPA) * sigma); }
 
 /* ---- forward ---- */
@@ -81,10 +70,10 @@ SIMD void wkv7_fwd_any(const RkWkv7Head *head, const size_t N, const int tile) {
     float *z = h.scratch, *z_next = z + N, *d = z_next + N;
     wkv7_first_z(&h, z, N, tile);
     for (size_t t = 0; t < h.T; t++) {
-        size_t at = t * h.stride, in_chunk = t % RK_WKV7_TOKENS;
+        size_t at = t * h.stride, in_chunk = t % RK_WKV_TOKENS;
         if (!in_chunk) {
-            size_t tokens = h.T - t < RK_WKV7_TOKENS ? h.T - t : RK_WKV7_TOKENS;
-            if (h.ckpt) memcpy(h.ckpt + t / RK_WKV7_TOKENS * N * N, h.state, N * N * sizeof *z);
+            size_t tokens = h.T - t < RK_WKV_TOKENS ? h.T - t : RK_WKV_TOKENS;
+            if (h.ckpt) memcpy(h.ckpt + t / RK_WKV_TOKENS * N * N, h.state, N * N * sizeof *z);
             for (size_t c = 0; c < tokens; c++) SWEEP(wkv7_decay_at, (&(WkvDecays){h.s + at + c * h.stride, d + c * N, NULL}), 0, N);
         }
         if (h.z) memcpy(h.z + at, z, N * sizeof *z);
@@ -227,7 +216,7 @@ SIMD void wkv7_keys_bwd(const WkvChunk *c, size_t t, const size_t N, const int t
 SIMD void wkv7_prefetch(const WkvChunk *c, size_t t, const size_t N) {
     const RkWkv7Head *h = c->h;
     const float *const tensors[] = {h->r, h->s, h->k, h->v, h->a, h->b, h->z, h->dy, h->dr, h->dk, h->dv, h->ds, h->da, h->db};
-    size_t at = c->at - (RK_WKV7_TOKENS - t) * h->stride, share = N * N / RK_WKV7_TOKENS;
+    size_t at = c->at - (RK_WKV_TOKENS - t) * h->stride, share = N * N / RK_WKV_TOKENS;
     for (size_t i = 0; i < N; i += LINE)
         for (size_t k = 0; k < sizeof tensors / sizeof *tensors; k++) __builtin_prefetch(tensors[k] + at + i, 0, 2);
     for (size_t i = 0; i < share; i += LINE) __builtin_prefetch(c->first - N * N + t * share + i, 0, 2);
@@ -235,16 +224,16 @@ SIMD void wkv7_prefetch(const WkvChunk *c, size_t t, const size_t N) {
 
 SIMD void wkv7_bwd_any(const RkWkv7Head *head, const size_t N, const int value_tile, const int row_tile) {
     const RkWkv7Head h = *head;
-    const size_t packed = RK_WKV7_TOKENS * N;
-    float *rows = h.scratch + (RK_WKV7_TOKENS - 1) * STATE(N);
+    const size_t packed = RK_WKV_TOKENS * N;
+    float *rows = h.scratch + (RK_WKV_TOKENS - 1) * STATE(N);
     WkvChunk c = {.h = &h, .states = h.scratch, .z = rows, .v = rows + packed, .dy = rows + 2 * packed, .k = rows + 3 * packed,
                   .b = rows + 4 * packed, .d = rows + 5 * packed, .slope = rows + 6 * packed, .dz = rows + 7 * packed};
     c.sums = c.dz + N;
-    memset(c.sums, 0, RK_WKV7_TOKENS * SUMS * sizeof *c.sums); /* rows past the last key are summed too, and dropped */
-    for (size_t chunk = (h.T + RK_WKV7_TOKENS - 1) / RK_WKV7_TOKENS; chunk-- > 0;) {
-        size_t t0 = chunk * RK_WKV7_TOKENS;
+    memset(c.sums, 0, RK_WKV_TOKENS * SUMS * sizeof *c.sums); /* rows past the last key are summed too, and dropped */
+    for (size_t chunk = (h.T + RK_WKV_TOKENS - 1) / RK_WKV_TOKENS; chunk-- > 0;) {
+        size_t t0 = chunk * RK_WKV_TOKENS;
         c.at = t0 * h.stride;
-        c.tokens = h.T - t0 < RK_WKV7_TOKENS ? h.T - t0 : RK_WKV7_TOKENS;
+        c.tokens = h.T - t0 < RK_WKV_TOKENS ? h.T - t0 : RK_WKV_TOKENS;
         c.first = h.ckpt + chunk * N * N;
         wkv7_pack(&c, N);
         wkv7_rerun(&c, N, row_tile);
@@ -258,7 +247,6 @@ SIMD void wkv7_bwd_any(const RkWkv7Head *head, const size_t N, const int value_t
 
 /* ---- one copy per head size ---- */
 
-#define WKV_TILE(N, most) ((N) / RK_LANES < (most) ? (N) / RK_LANES : (most))
 #define WKV_SIZED(N)                                                                                       \
     static void wkv7_fwd_##N(const RkWkv7Head *h) { wkv7_fwd_any(h, N, WKV_TILE(N, RK_WKV_FWD_TILE)); }    \
     static void wkv7_bwd_##N(const RkWkv7Head *h) {                                                        \

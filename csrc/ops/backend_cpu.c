@@ -3,20 +3,30 @@
 #define BOTH(op) .op##_fwd = rk_cpu_##op##_fwd, .op##_bwd = rk_cpu_##op##_bwd
 #define FORWARD(op) .op##_fwd = rk_cpu_##op##_fwd
 
+static size_t scratch_bytes(int head_size) {
+    size_t six = rk_cpu_wkv6_scratch_bytes(head_size), seven = rk_cpu_wkv7_scratch_bytes(head_size);
+    return six > seven ? six : seven;
+}
+
 /* The fast backend: SIMD kernels and BLAS, float32. */
 const RkBackend rk_backend_cpu = {
     .name = "cpu",
     .dtype = RK_F32,
-    .scratch_bytes = rk_cpu_wkv7_scratch_bytes,
+    .scratch_bytes = scratch_bytes,
     BOTH(embed),
     FORWARD(add),
     BOTH(layernorm),
     BOTH(linear),
     BOTH(lowrank),
     BOTH(shift_lerp),
+    BOTH(ddlerp),
     BOTH(value_residual),
     BOTH(key_prep),
     BOTH(out_gate),
+    BOTH(norm_gate),
+    BOTH(sigmoid_gate),
+    BOTH(wkv5),
+    BOTH(wkv6),
     BOTH(wkv7),
     BOTH(relu2),
     FORWARD(xent),

@@ -40,6 +40,10 @@ static inline size_t rk_cpu_heads_per_task(size_t H, size_t N) {
 /* dst[c] += sum over rows of src (R,C). */
 void rk_cpu_column_sums(const float *src, float *dst, size_t R, size_t C);
 
+/* y = bias + x m for few rows (decoding), each row by itself. */
+void rk_cpu_few_rows_product(const RkRowsTimesMatrix *a);
+
+size_t rk_cpu_wkv6_scratch_bytes(int head_size);
 size_t rk_cpu_wkv7_scratch_bytes(int head_size);
 
 #endif

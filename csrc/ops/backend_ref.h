@@ -25,7 +25,9 @@ static inline real sigmoid_slope(real x) {
 #include "ops/embed/embed_ref.h"
 #include "ops/ffn/relu2_ref.h"
 #include "ops/gate/key_prep_ref.h"
+#include "ops/gate/norm_gate_ref.h"
 #include "ops/gate/out_gate_ref.h"
+#include "ops/gate/sigmoid_gate_ref.h"
 #include "ops/gate/value_residual_ref.h"
 #include "ops/linear/linear_ref.h"
 #include "ops/linear/lowrank_ref.h"
@@ -34,7 +36,9 @@ static inline real sigmoid_slope(real x) {
 #include "ops/norm/layernorm_ref.h"
 #include "ops/optim/adamw_ref.h"
 #include "ops/optim/sumsq_ref.h"
+#include "ops/shift/ddlerp_ref.h"
 #include "ops/shift/shift_lerp_ref.h"
+#include "ops/wkv/wkv6_ref.h"
 #include "ops/wkv/wkv7_ref.h"
 
-static size_t scratch_bytes(int head_size) { return RK_WKV7_REF_SCRATCH(head_size); }
+static size_t scratch_bytes(int head_size) { return RK_WKV7_REF_SCRATCH(head_size); /* the largest */ }

@@ -27,6 +27,9 @@ static const RkField lowrank_fields[] = ROWS(RK_LOWRANK_FIELDS);
 #define OP RkShiftLerp
 static const RkField shift_lerp_fields[] = ROWS(RK_SHIFT_LERP_FIELDS);
 #undef OP
+#define OP RkDdlerp
+static const RkField ddlerp_fields[] = ROWS(RK_DDLERP_FIELDS);
+#undef OP
 #define OP RkValueResidual
 static const RkField value_residual_fields[] = ROWS(RK_VALUE_RESIDUAL_FIELDS);
 #undef OP
@@ -35,6 +38,15 @@ static const RkField key_prep_fields[] = ROWS(RK_KEY_PREP_FIELDS);
 #undef OP
 #define OP RkOutGate
 static const RkField out_gate_fields[] = ROWS(RK_OUT_GATE_FIELDS);
+#undef OP
+#define OP RkNormGate
+static const RkField norm_gate_fields[] = ROWS(RK_NORM_GATE_FIELDS);
+#undef OP
+#define OP RkSigmoidGate
+static const RkField sigmoid_gate_fields[] = ROWS(RK_SIGMOID_GATE_FIELDS);
+#undef OP
+#define OP RkWkv6
+static const RkField wkv5_fields[] = ROWS(RK_WKV6_FIELDS), wkv6_fields[] = ROWS(RK_WKV6_FIELDS);
 #undef OP
 #define OP RkWkv7
 static const RkField wkv7_fields[] = ROWS(RK_WKV7_FIELDS);

@@ -28,7 +28,9 @@ enum { RK_MAX_MIX = 6 };
 #include "ops/embed/embed.h"
 #include "ops/ffn/relu2.h"
 #include "ops/gate/key_prep.h"
+#include "ops/gate/norm_gate.h"
 #include "ops/gate/out_gate.h"
+#include "ops/gate/sigmoid_gate.h"
 #include "ops/gate/value_residual.h"
 #include "ops/linear/linear.h"
 #include "ops/linear/lowrank.h"
@@ -37,7 +39,9 @@ enum { RK_MAX_MIX = 6 };
 #include "ops/norm/layernorm.h"
 #include "ops/optim/adamw.h"
 #include "ops/optim/sumsq.h"
+#include "ops/shift/ddlerp.h"
 #include "ops/shift/shift_lerp.h"
+#include "ops/wkv/wkv6.h"
 #include "ops/wkv/wkv7.h"
 
 /* X(name, Args, FIELDS) */
@@ -48,9 +52,14 @@ enum { RK_MAX_MIX = 6 };
     X(linear, RkLinear, RK_LINEAR_FIELDS)                     \
     X(lowrank, RkLowrank, RK_LOWRANK_FIELDS)                  \
     X(shift_lerp, RkShiftLerp, RK_SHIFT_LERP_FIELDS)          \
+    X(ddlerp, RkDdlerp, RK_DDLERP_FIELDS)                     \
     X(value_residual, RkValueResidual, RK_VALUE_RESIDUAL_FIELDS) \
     X(key_prep, RkKeyPrep, RK_KEY_PREP_FIELDS)                \
     X(out_gate, RkOutGate, RK_OUT_GATE_FIELDS)                \
+    X(norm_gate, RkNormGate, RK_NORM_GATE_FIELDS)             \
+    X(sigmoid_gate, RkSigmoidGate, RK_SIGMOID_GATE_FIELDS)    \
+    X(wkv5, RkWkv6, RK_WKV6_FIELDS)                           \
+    X(wkv6, RkWkv6, RK_WKV6_FIELDS)                           \
     X(wkv7, RkWkv7, RK_WKV7_FIELDS)                           \
     X(relu2, RkRelu2, RK_RELU2_FIELDS)                        \
     X(xent, RkXent, RK_XENT_FIELDS)                           \

@@ -20,7 +20,7 @@ static void few_rows_task(void *ctx, size_t task) {
     rk_k.rows_times_matrix(a, out.lo, out.hi);
 }
 
-static void few_rows_product(const RkRowsTimesMatrix *a) { rk_parallel(rk_cpu_tasks(a->M, RK_COLUMNS_MAX), few_rows_task, (void *)a); }
+void rk_cpu_few_rows_product(const RkRowsTimesMatrix *a) { rk_parallel(rk_cpu_tasks(a->M, RK_COLUMNS_MAX), few_rows_task, (void *)a); }
 
 static void activate(int act, float *h, size_t n) {
     if (act == RK_ACT_TANH) rk_k.tanh(h, n);
@@ -30,10 +30,10 @@ static void activate(int act, float *h, size_t n) {
 static void lowrank_few_rows(const Lowrank *s) {
     const RkLowrank *o = s->o;
     float *h = rk_f32(o->h);
-    few_rows_product(&(RkRowsTimesMatrix){.x = rk_f32(o->x), .m = rk_f32(o->m1), .y = h, .R = s->R, .K = s->C, .M = s->D});
+    rk_cpu_few_rows_product(&(RkRowsTimesMatrix){.x = rk_f32(o->x), .m = rk_f32(o->m1), .y = h, .R = s->R, .K = s->C, .M = s->D});
     activate(o->act, h, s->R * s->D);
-    few_rows_product(&(RkRowsTimesMatrix){.x = h, .m = rk_f32(o->m2), .bias = rk_f32(o->bias), .y = rk_f32(o->y),
-                                          .R = s->R, .K = s->D, .M = s->O});
+    rk_cpu_few_rows_product(&(RkRowsTimesMatrix){.x = h, .m = rk_f32(o->m2), .bias = rk_f32(o->bias), .y = rk_f32(o->y),
+                                                 .R = s->R, .K = s->D, .M = s->O});
 }
 
 /* ---- many rows ---- */

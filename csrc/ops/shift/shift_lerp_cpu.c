@@ -13,7 +13,7 @@ static void shift_lerp_task(void *ctx, size_t task) {
     const ShiftLerp *s = ctx;
     const RkShiftLerp *o = s->o;
     RkCpuRange rows = rk_cpu_range(task, shift_lerp_rows_per_task(s), s->B * s->T);
-    RkShiftLerpRow a = {.C = s->C, .n = o->n};
+    RkShiftLerpRow a = {.C = s->C, .n = o->n, .keep = o->keep};
     for (int z = 0; z < o->n; z++) a.mu[z] = rk_f32(o->mu[z]);
     for (size_t r = rows.lo; r < rows.hi; r++) {
         a.x = rk_f32(o->x) + r * s->C;
@@ -41,7 +41,7 @@ static void shift_lerp_task_bwd(void *ctx, size_t task) {
 int rk_cpu_shift_lerp_bwd(const RkShiftLerp *o) {
     ShiftLerp s = shift_lerp_sizes(o);
     RkShiftLerpGrad a = {.x = rk_f32(o->x), .prev = rk_f32(o->prev), .dlast = rk_f32(o->dlast), .dx = rk_f32(o->dx),
-                         .dprev = rk_f32(o->dprev), .B = s.B, .T = s.T, .C = s.C, .n = o->n};
+                         .dprev = rk_f32(o->dprev), .B = s.B, .T = s.T, .C = s.C, .n = o->n, .keep = o->keep};
     for (int z = 0; z < o->n; z++) a.mu[z] = rk_f32(o->mu[z]), a.dy[z] = rk_f32(o->dy[z]), a.dmu[z] = rk_f32(o->dmu[z]);
     rk_parallel(rk_cpu_tasks(s.C, rk_cpu_columns_per_task(s.C)), shift_lerp_task_bwd, &a);
     return RK_OK;

@@ -6,7 +6,8 @@ static int shift_lerp_fwd(const RkShiftLerp *o) {
             for (size_t t = 0; t < T; t++) {
                 size_t i = (b * T + t) * C + c;
                 real x = P(o->x)[i];
-                for (int z = 0; z < o->n; z++) P(o->y[z])[i] = x + (before - x) * P(o->mu[z])[c];
+                for (int z = 0; z < o->n; z++)
+                    P(o->y[z])[i] = o->keep ? before + (x - before) * P(o->mu[z])[c] : x + (before - x) * P(o->mu[z])[c];
                 before = x;
             }
             if (o->last.p) P(o->last)[b * C + c] = before;
@@ -26,10 +27,10 @@ static int shift_lerp_bwd(const RkShiftLerp *o) {
                     real dy = P(o->dy[z])[i];
                     sum += dy;
                     e += dy * P(o->mu[z])[c];
-                    P(o->dmu[z])[c] += dy * (before - x);
+                    P(o->dmu[z])[c] += dy * (o->keep ? x - before : before - x);
                 }
-                P(o->dx)[i] = sum - e + e_next;
-                e_next = e;
+                P(o->dx)[i] = (o->keep ? e : sum - e) + e_next;
+                e_next = o->keep ? sum - e : e;
             }
             if (o->dprev.p) P(o->dprev)[b * C + c] = e_next;
         }

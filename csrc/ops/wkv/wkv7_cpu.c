@@ -5,7 +5,7 @@
 #include <stdatomic.h>
 #include <string.h>
 
-_Static_assert((int)RK_WKV7_TOKENS == (int)RK_WKV_CHUNK, "the kernels' chunk is the op's");
+_Static_assert((int)RK_WKV_TOKENS == (int)RK_WKV_CHUNK, "the kernels' chunk is the op's");
 
 typedef struct Wkv7 { const RkWkv7 *o; size_t B, T, H, N; atomic_int no_memory; } Wkv7;
 
