@@ -43,8 +43,8 @@ class State:
 
 class Model:
     def __init__(self, config: Mapping[str, Any], backend: str = "cpu") -> None:
-        """config: {"vocab_size", "n_embd", "ln0": bool, "time_state": bool, "layers": [{"time_mix": "x070", "channel_mix": "x070",
-        "head_size", "dim_ffn", "d_decay", "d_aaa", "d_mv", "d_gate"}, ...]}. Parameters start as zeros."""
+        """config: {"vocab_size", "n_embd", "ln0": bool, "time_state": bool, "head_size_divisor", "layers": [{"time_mix":
+        "x070", "channel_mix": "x070", "head_size", "dim_ffn", "d_decay", "d_aaa", "d_mv", "d_gate", "d_mix"}, ...]}. Parameters start as zeros."""
     num_parameters: int
     backend: str
     real: str  # "float32" or "float64"

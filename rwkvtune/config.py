@@ -2,10 +2,11 @@
 
 Widths that are not given follow the rule of their version, C = n_embd and q(z) = max(32, 32 * round-half-even(z / 32)):
 
-          dim_ffn                    decay and a    value     gate        (low-rank widths, x070)
-x070      4 C                        q(2.5 sqrt C)  q(1.7 sqrt C)  q(5 sqrt C)
-x060/x052 32 * floor(3.5 C / 32)     -              -         -
-attention 4 C                        -              -         -
+          dim_ffn                 low-rank widths: decay  a              value          gate         mixing
+x070      4 C                     q(2.5 sqrt C)           q(2.5 sqrt C)  q(1.7 sqrt C)  q(5 sqrt C)  -
+x060      32 * floor(3.5 C / 32)  64, or 128 at C = 4096  -              -              -            32, or 64
+x052      32 * floor(3.5 C / 32)  -                       -              -              -            -
+attention 4 C                     -                       -              -              -            -
 """
 
 import math
@@ -18,11 +19,16 @@ _CHANNEL_MIX = {"x052": "x052", "x060": "x060", "x070": "x070", "attention": "ml
 _TIME_MIX = {channel: time for time, channel in _CHANNEL_MIX.items()}
 _MAX_LAYERS = 512
 _PRECISIONS = ("fp32", "tf32", "bf16", "fp16", "fp64")
-_LAYER_KEYS = ("time_mix", "channel_mix", "head_size", "dim_ffn", "d_decay", "d_aaa", "d_mv", "d_gate")
+_LAYER_KEYS = ("time_mix", "channel_mix", "head_size", "dim_ffn", "d_decay", "d_aaa", "d_mv", "d_gate", "d_mix")
 
 
 def _low_rank(z):
     return max(32, 32 * round(z / 32))
+
+
+def _x060_size(n_embd):
+    """The released 7B has low-rank matrices twice as wide as all the others."""
+    return 2 if n_embd == 4096 else 1
 
 
 def _ffn_width(kind, n_embd):
@@ -75,9 +81,11 @@ class ModelConfig(_Replace):
     model_type: "x052", "x060" (default) or "x070".  n_layer, n_embd, vocab_size, ctx_len: sizes.
     head_size_a: channels of a head (64); must divide n_embd.  dim_att: must equal n_embd (0 = so).
     dim_ffn, dim_att_lora (decay and in-context rate), dim_gate_lora, dim_mv_lora: 0 = the version's rule.
-    d_decay, d_aaa: the two halves of dim_att_lora apart, 0 = dim_att_lora.  head_size_divisor: 8.
+    d_decay, d_aaa: the two halves of dim_att_lora apart, 0 = dim_att_lora.  d_decay, d_mix: x060's widths of the decay
+    and of the mixing, 0 = the version's rule.  head_size_divisor: 8; x052's and x060's norm per head has
+    eps = 1e-5 head_size_divisor^2.
     layers: a recipe, one entry per layer: "x070", "attention", or a dict with "time_mix", "channel_mix" and, where
-    they differ, "head_size", "dim_ffn", "d_decay", "d_aaa", "d_mv", "d_gate".  n_layer then is its length.
+    they differ, "head_size", "dim_ffn", "d_decay", "d_aaa", "d_mv", "d_gate", "d_mix".  n_layer then is its length.
     time_state: the initial states are parameters.  rope: rotary positions in attention layers.
     The remaining fields describe a released model and do not change it; an architecture_version that this package does
     not know yet is carried along as model_type, so that its configuration files can be read.
@@ -101,6 +109,7 @@ class ModelConfig(_Replace):
     dim_mv_lora: int = 0
     d_decay: int = 0
     d_aaa: int = 0
+    d_mix: int = 0
     head_size_divisor: int = 8
     layers: list | None = None
     time_state: bool = False
@@ -168,11 +177,19 @@ class ModelConfig(_Replace):
         root = math.sqrt(self.n_embd)
         kind = self.model_type
         rules = {"dim_att": self.n_embd, "dim_ffn": _ffn_width(kind, self.n_embd), "dim_att_lora": _low_rank(2.5 * root),
-                 "dim_gate_lora": _low_rank(5 * root), "dim_mv_lora": _low_rank(1.7 * root)}  # fmt: skip
+                 "dim_gate_lora": _low_rank(5 * root), "dim_mv_lora": _low_rank(1.7 * root), "d_mix": 32 * _x060_size(self.n_embd)}  # fmt: skip
         for name in (*rules, "d_decay", "d_aaa"):
             if _check_int(name, getattr(self, name), 0, " (0 = the version's rule)") == 0:
                 self._derived[name] = 1
                 setattr(self, name, rules.get(name) or self.dim_att_lora)
+        if "d_decay" in self._derived:
+            self.d_decay = self._decay_width(self.model_type)
+
+    def _decay_width(self, kind):
+        """The low-rank width of the decay in layers of this kind."""
+        if "d_decay" not in self._derived:
+            return self.d_decay
+        return 64 * _x060_size(self.n_embd) if kind == "x060" else self.dim_att_lora
 
     @classmethod
     def from_detected(cls, found, **overrides):
@@ -181,12 +198,15 @@ class ModelConfig(_Replace):
         found: what `rwkvtune.checkpoint.detect` returns.  overrides: fields the weights do not tell.
         Raises ValueError where the sizes make no model.
         """
-        widths = {"dim_att_lora": "dim_decay_lora", "d_decay": "dim_decay_lora", "d_aaa": "dim_aaa_lora",
+        widths = {"dim_att_lora": "dim_decay_lora", "d_decay": "dim_decay_lora", "d_aaa": "dim_aaa_lora", "d_mix": "time_mix_extra_dim",
                   "dim_mv_lora": "dim_mv_lora", "dim_gate_lora": "dim_gate_lora"}  # fmt: skip
         values = {
             name: found[name] for name in ("n_layer", "n_embd", "vocab_size", "head_size_a", "dim_att", "dim_ffn")
         }
         values |= {name: found[source] for name, source in widths.items()}
+        decay_x060 = found["time_decay_extra_dim"]  # a width of x060's layers alone where there are others
+        if found["model_type"] == "x060":
+            values["d_decay"] = decay_x060
         values |= {"model_type": found["model_type"], "time_state": found["time_state"]}
         if found["model_type"] not in VERSIONS or found["dim_ffn"] is None:
             keys = {
@@ -196,7 +216,9 @@ class ModelConfig(_Replace):
                 "head_size_a": "head_size",
             }
             values["layers"] = [
-                {key: layer[name] for name, key in keys.items() if layer[name] is not None} for layer in found["layers"]
+                {key: layer[name] for name, key in keys.items() if layer[name] is not None}
+                | ({"d_decay": decay_x060} if layer["time_mix"] == "x060" and decay_x060 else {})
+                for layer in found["layers"]
             ]
             kinds = [layer["time_mix"] for layer in found["layers"] if layer["time_mix"] in VERSIONS]
             values["model_type"] = max(kinds, default="x070")
@@ -212,7 +234,8 @@ class ModelConfig(_Replace):
             by_rule = "dim_ffn" in self._derived
             base = {"time_mix": time_mix, "channel_mix": channel_mix, "head_size": self.head_size_a,
                     "dim_ffn": _ffn_width(channel_mix, self.n_embd) if by_rule else self.dim_ffn,
-                    "d_decay": self.d_decay, "d_aaa": self.d_aaa, "d_mv": self.dim_mv_lora, "d_gate": self.dim_gate_lora}  # fmt: skip
+                    "d_decay": self._decay_width(time_mix),
+                    "d_aaa": self.d_aaa, "d_mv": self.dim_mv_lora, "d_gate": self.dim_gate_lora, "d_mix": self.d_mix}  # fmt: skip
             for key, value in given.items():
                 if value is not None and key not in ("time_mix", "channel_mix"):
                     base[key] = _check_int(f"{key} of a layer", value, 1)

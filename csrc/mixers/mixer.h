@@ -5,7 +5,7 @@
  * groups, tests) is a loop over those lists. Its forward and backward call ops of whatever backend they are given.
  *
  * Glossary of sizes:  B sequences  T tokens of each  C channels (n_embd)  H heads  N head size (C = H N)
- *   F channel-mix width  V vocabulary  Dw Da Dv Dg low-rank widths (decay, in-context rate, value residual, gate)
+ *   F channel-mix width  V vocabulary  Dw Da Dv Dg Dm low-rank widths (decay, in-context rate, value residual, gate, mixing)
  * Lifetimes: parameter; saved (written by the forward, read by the backward); scratch (inside one call, shared by
  * all layers); state (carried from one call to the next). A backward may rely on x and saved rows, never on scratch. */
 #ifndef RK_MIXERS_MIXER_H
@@ -14,11 +14,14 @@
 #include "ops/ops.h"
 
 /* Sizes of one layer in one run. */
-typedef struct RkDims { int B, T, C, H, N, F, V, Dw, Da, Dv, Dg; } RkDims;
+typedef struct RkDims {
+    int B, T, C, H, N, F, V, Dw, Da, Dv, Dg, Dm;
+    int divisor; /* head_size_divisor of RWKV-5 and 6: their norm per head has eps = 1e-5 divisor^2 */
+} RkDims;
 
 /* A dimension of a table row: a literal (> 0) or one of these symbols; 0 = unused. */
 enum { D_B = -1, D_T = -2, D_C = -3, D_H = -4, D_N = -5, D_F = -6, D_V = -7,
-       D_DW = -8, D_DA = -9, D_DV = -10, D_DG = -11, D_BH = -12, D_CHUNKS = -13 /* ceil(T / RK_WKV_CHUNK) */ };
+       D_DW = -8, D_DA = -9, D_DV = -10, D_DG = -11, D_BH = -12, D_CHUNKS = -13 /* ceil(T / RK_WKV_CHUNK) */, D_DM = -14, D_5DM = -15 /* 5 Dm */ };
 typedef struct RkShape { int16_t d[4]; } RkShape;
 #define SHAPE(...) {{__VA_ARGS__}}
 

@@ -2,9 +2,9 @@
 
 #include <string.h>
 
-extern const RkMixer rk_x070_tmix, rk_x070_cmix;
+extern const RkMixer rk_x052_tmix, rk_x052_cmix, rk_x060_tmix, rk_x060_cmix, rk_x070_tmix, rk_x070_cmix;
 
-const RkMixer *const rk_mixers[] = {&rk_x070_tmix, &rk_x070_cmix, NULL};
+const RkMixer *const rk_mixers[] = {&rk_x052_tmix, &rk_x052_cmix, &rk_x060_tmix, &rk_x060_cmix, &rk_x070_tmix, &rk_x070_cmix, NULL};
 
 const RkMixer *rk_mixer_find(const char *name) {
     char known[256] = "";
@@ -30,6 +30,8 @@ static int resolve(int d, const RkDims *s) {
     case D_DA: return s->Da;
     case D_DV: return s->Dv;
     case D_DG: return s->Dg;
+    case D_DM: return s->Dm;
+    case D_5DM: return 5 * s->Dm;
     case D_BH: return s->B * s->H;
     case D_CHUNKS: return (s->T + RK_WKV_CHUNK - 1) / RK_WKV_CHUNK;
     default: return d;

@@ -14,15 +14,10 @@
  * Saved for the backward: the results of matrix products, y, and what wkv7 needs. The six mixed inputs, v, k, alpha
  * and beta are cheap and are computed again.
  * Source: RWKV-LM, RWKV-v7/train_temp; "RWKV-7 Goose" (2025). */
-#include <math.h>
-
-#include "mixers/mixer.h"
+#include "mixers/ramps.h"
 
 /* ---- initial values; l = layer, i = channel ---- */
 
-static double depth_left(const RkInitAt *at) { return 1 - (double)at->layer / at->n_layer; }
-static double depth_done(const RkInitAt *at) { return at->n_layer > 1 ? (double)at->layer / (at->n_layer - 1) : 0; }
-static double along(const RkInitAt *at, int i) { return at->C > 1 ? (double)i / (at->C - 1) : 0; }
 static double lerp_ramp(const RkInitAt *at, int i, double power) { return 1 - pow((double)i / at->C, power * depth_left(at)); }
 
 static double ramp_x_rg(const RkInitAt *at, int i) { return lerp_ramp(at, i, 0.2); }
@@ -40,10 +35,6 @@ static double ramp_w0(const RkInitAt *at, int i) {
 static double ramp_a0(const RkInitAt *at, int i) { return -0.19 + 0.3 * zigzag(at, i) + 0.4 * (along(at, i) - 0.5); }
 static double ramp_v0(const RkInitAt *at, int i) { return 0.73 - 0.4 * (along(at, i) - 0.5); }
 static double ramp_k_k(const RkInitAt *at, int i) { return 0.71 - 0.1 * (along(at, i) - 0.5); }
-static double ramp_ln_x(const RkInitAt *at, int i) {
-    (void)i;
-    return pow((1.0 + at->layer) / at->n_layer, 0.7);
-}
 
 /* clang-format off */
 #define VEC  SHAPE(1, 1, D_C)

@@ -3,8 +3,9 @@
 /* No tensor of a real model comes near this; sums and byte counts of such tensors cannot overflow 64 bits. */
 static const int64_t MAX_ELEMENTS = (int64_t)1 << 40;
 
-static int check_product(const char *what, int a, int b) {
-    RK_CHECK((int64_t)a * b <= MAX_ELEMENTS, "%s of %d x %d numbers is larger than any model this can run", what, a, b);
+static int check_product(const char *what, int64_t a, int64_t b) {
+    RK_CHECK(a * b <= MAX_ELEMENTS && b <= INT32_MAX, "%s of %lld x %lld numbers is larger than any model this can run", what, (long long)a,
+             (long long)b);
     return RK_OK;
 }
 
@@ -14,6 +15,8 @@ int rk_config_check(const RkConfig *cfg) {
     RK_CHECK(cfg->L >= 1 && cfg->L <= RK_MAX_LAYERS, "n_layer must be 1 to %d, not %d", RK_MAX_LAYERS, cfg->L);
     RK_TRY(check_product("an embedding", cfg->V, cfg->C));
     RK_TRY(check_product("a projection", cfg->C, cfg->C));
+    RK_CHECK(cfg->head_size_divisor >= 1 && cfg->head_size_divisor <= 1 << 15, "head_size_divisor must be 1 to %d, not %d", 1 << 15,
+             cfg->head_size_divisor);
     for (int l = 0; l < cfg->L; l++) {
         const RkBlockConfig *b = &cfg->block[l];
         RK_TRY(check_product("a channel mix", cfg->C, b->F));
@@ -21,8 +24,9 @@ int rk_config_check(const RkConfig *cfg) {
         RK_TRY(check_product("a low-rank matrix", cfg->C, b->Dv > b->Dg ? b->Dv : b->Dg));
         RK_CHECK(b->N >= 1 && cfg->C % b->N == 0, "layer %d: head size %d does not divide n_embd %d", l, b->N, cfg->C);
         RK_CHECK(b->F >= 1, "layer %d: dim_ffn must be at least 1, not %d", l, b->F);
-        RK_CHECK(b->Dw >= 1 && b->Da >= 1 && b->Dv >= 1 && b->Dg >= 1,
-                 "layer %d: low-rank widths must be at least 1, not %d %d %d %d", l, b->Dw, b->Da, b->Dv, b->Dg);
+        RK_TRY(check_product("a low-rank matrix", cfg->C, 5 * (int64_t)b->Dm));
+        RK_CHECK(b->Dw >= 1 && b->Da >= 1 && b->Dv >= 1 && b->Dg >= 1 && b->Dm >= 1,
+                 "layer %d: low-rank widths must be at least 1, not %d %d %d %d %d", l, b->Dw, b->Da, b->Dv, b->Dg, b->Dm);
     }
     return RK_OK;
 }
@@ -30,5 +34,5 @@ int rk_config_check(const RkConfig *cfg) {
 RkDims rk_config_dims(const RkConfig *cfg, int layer, int B, int T) {
     const RkBlockConfig *b = &cfg->block[layer];
     return (RkDims){.B = B, .T = T, .C = cfg->C, .H = cfg->C / b->N, .N = b->N, .F = b->F, .V = cfg->V,
-                    .Dw = b->Dw, .Da = b->Da, .Dv = b->Dv, .Dg = b->Dg};
+                    .Dw = b->Dw, .Da = b->Da, .Dv = b->Dv, .Dg = b->Dg, .Dm = b->Dm, .divisor = cfg->head_size_divisor};
 }

@@ -10,13 +10,14 @@ enum { RK_MAX_LAYERS = 512 };
 typedef struct RkBlockConfig {
     const RkMixer *time_mix, *channel_mix;
     int N, F;           /* head size, channel-mix width */
-    int Dw, Da, Dv, Dg; /* low-rank widths; 0 where the mixer has none */
+    int Dw, Da, Dv, Dg, Dm; /* low-rank widths; unused where the mixer has none */
 } RkBlockConfig;
 
 typedef struct RkConfig {
     int V, C, L;
     int ln0;        /* a layer norm of the embedding, before block 0 */
     int time_state; /* initial states are parameters */
+    int head_size_divisor; /* see RkDims */
     RkBlockConfig block[RK_MAX_LAYERS];
 } RkConfig;
 

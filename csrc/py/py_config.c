@@ -36,7 +36,7 @@ static int get_block(PyObject *dict, RkPyState *st, RkBlockConfig *b) {
     if (get_mixer(dict, "time_mix", "_tmix", st, &b->time_mix) < 0) return -1;
     if (get_mixer(dict, "channel_mix", "_cmix", st, &b->channel_mix) < 0) return -1;
     const struct { const char *key; int *out; } sizes[] = {{"head_size", &b->N}, {"dim_ffn", &b->F}, {"d_decay", &b->Dw},
-                                                           {"d_aaa", &b->Da}, {"d_mv", &b->Dv}, {"d_gate", &b->Dg}};
+                                                           {"d_aaa", &b->Da}, {"d_mv", &b->Dv}, {"d_gate", &b->Dg}, {"d_mix", &b->Dm}};
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
         if (get_int(dict, sizes[i].key, sizes[i].out) < 0) return -1;
     return 0;
@@ -46,7 +46,8 @@ int rk_py_config(PyObject *dict, RkPyState *st, RkConfig *cfg) {
     memset(cfg, 0, sizeof *cfg);
     PyObject *layers = entry(dict, "layers");
     if (!layers || get_int(dict, "vocab_size", &cfg->V) < 0 || get_int(dict, "n_embd", &cfg->C) < 0 ||
-        get_int(dict, "ln0", &cfg->ln0) < 0 || get_int(dict, "time_state", &cfg->time_state) < 0)
+        get_int(dict, "ln0", &cfg->ln0) < 0 || get_int(dict, "time_state", &cfg->time_state) < 0 ||
+        get_int(dict, "head_size_divisor", &cfg->head_size_divisor) < 0)
         return -1;
     Py_ssize_t n = PySequence_Size(layers);
     if (n < 0) return -1;

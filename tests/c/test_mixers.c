@@ -12,7 +12,7 @@
 #include "mixers/mixer.h"
 
 enum { B = 2, T = 5, CUT = 2 };
-static const RkDims dims = {.B = B, .T = T, .C = 8, .H = 2, .N = 4, .F = 12, .V = 11, .Dw = 3, .Da = 2, .Dv = 3, .Dg = 4};
+static const RkDims dims = {.B = B, .T = T, .C = 8, .H = 2, .N = 4, .F = 12, .V = 11, .Dw = 3, .Da = 2, .Dv = 3, .Dg = 4, .Dm = 2, .divisor = 8};
 
 /* Everything one call needs, in one arena. */
 typedef struct {
