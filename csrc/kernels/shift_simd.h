@@ -3,13 +3,19 @@
 
 enum { SHIFT_TOKENS = 8 }; /* walked for one vector of columns before the next: their cache lines stay in L1 */
 
+/* The share of the token before. */
+SIMD Vec shift_share(const float *mu, size_t len, const int keep) {
+    Vec share = vec_load_part(mu, len);
+    if (keep) share = vec_set(1) - share;
+    return share;
+}
+
 typedef struct ShiftRow { RkShiftLerpRow a; const int n, keep; } ShiftRow;
 
 SIMD void shift_row_at(const ShiftRow *s, size_t i, size_t len) {
     const RkShiftLerpRow *a = &s->a;
-    Vec x = vec_load_part(a->x + i, len), before = a->before ? vec_load_part(a->before + i, len) : vec_set(0);
-    Vec from = s->keep ? before : x, delta = s->keep ? x - before : before - x;
-    for (int z = 0; z < s->n; z++) vec_store_part(a->y[z] + i, len, vec_fma(delta, vec_load_part(a->mu[z] + i, len), from));
+    Vec x = vec_load_part(a->x + i, len), delta = (a->before ? vec_load_part(a->before + i, len) : vec_set(0)) - x;
+    for (int z = 0; z < s->n; z++) vec_store_part(a->y[z] + i, len, vec_fma(delta, shift_share(a->mu[z] + i, len, s->keep), x));
 }
 SIMD void shift_fwd(const RkShiftLerpRow *a, const int n, const int keep) {
     ShiftRow s = {*a, n, keep};
@@ -50,27 +56,30 @@ typedef struct ShiftTokens {
 SIMD void shift_tokens_at(const ShiftTokens *s, size_t i, size_t len) {
     const RkShiftLerpGrad *a = &s->a;
     Vec mu[6], dmu[6], e_next = vec_load_part(s->carry + (i - s->lo), len);
-    for (int z = 0; z < s->n; z++) mu[z] = vec_load_part(a->mu[z] + i, len), dmu[z] = vec_set(0);
+    for (int z = 0; z < s->n; z++) mu[z] = shift_share(a->mu[z] + i, len, s->keep), dmu[z] = vec_set(0);
     size_t at = (s->b * a->T + s->t1 - 1) * a->C + i;
     Vec x = vec_load_part(a->x + at, len);
     for (size_t t = s->t1; t-- > s->t0; at -= a->C) {
         Vec before = vec_set(0), sum = vec_set(0), e = vec_set(0);
         if (t) before = vec_load_part(a->x + at - a->C, len);
         else if (a->prev) before = vec_load_part(a->prev + s->b * a->C + i, len);
-        Vec delta = s->keep ? x - before : before - x;
+        Vec delta = before - x;
         for (int z = 0; z < s->n; z++) {
             Vec dy = vec_load_part(a->dy[z] + at, len);
             sum = sum + dy;
             e = vec_fma(dy, mu[z], e);
             dmu[z] = vec_fma(dy, delta, dmu[z]);
         }
-        Vec rest = sum - e;
-        vec_store_part(a->dx + at, len, (s->keep ? e : rest) + e_next);
-        e_next = s->keep ? rest : e;
+        vec_store_part(a->dx + at, len, sum - e + e_next);
+        e_next = e;
         x = before;
     }
     vec_store_part(s->carry + (i - s->lo), len, e_next);
-    for (int z = 0; z < s->n; z++) vec_store_part(a->dmu[z] + i, len, vec_load_part(a->dmu[z] + i, len) + dmu[z]);
+    for (int z = 0; z < s->n; z++) {
+        Vec sum = vec_load_part(a->dmu[z] + i, len);
+        sum = s->keep ? sum - dmu[z] : sum + dmu[z];
+        vec_store_part(a->dmu[z] + i, len, sum);
+    }
 }
 
 SIMD void shift_bwd(const RkShiftLerpGrad *a, size_t lo, size_t hi, const int n, const int keep) {

@@ -1,4 +1,4 @@
-"""Whole RWKV-7 models against the golden files: the NumPy reference first, then the model on every backend.
+"""Whole models of every version against the golden files: the NumPy reference first, then the model on every backend.
 
 What RWKV-LM's own classes computed in float64 from the weights beside each file: logits, loss, states, gradients with
 and without L2Wrap, from given states, through truncated segments, of trained initial states, and every intermediate.
@@ -14,26 +14,34 @@ from helpers import (
     load_model,
     read_weights,
 )
-from reference import ops, rwkv7
+from reference import model as reference
+from reference import ops
 
 FLOAT32_STORED = 6e-8
 STATE = ("att_shift", "wkv", "ffn_shift")
 
-PLAIN = [
-    ("m1_x070", "B2T17"),
-    ("m1_x070", "B3T1"),
-    ("m1_x070", "B1T130"),
-    ("m2_x070", "B1T1"),
-    ("m2_x070", "B2T64"),
-    ("m2_x070_bf16", "B2T17"),
-    ("m3_x070_bf16", "B1T64"),
-]
-OTHERS = [
-    ("m2_x070", "stateful_B3T17"),
-    ("m1_x070", "infctx_B2T70S32"),
-    ("m3_x070_bf16", "statetune_B2T17"),
-    ("m2_x070", "trace_B1T6"),
-]
+VERSIONS = ("x052", "x060", "x070")
+
+
+def of_each_version(*cases):
+    return [(model.format(version), case) for version in VERSIONS for model, case in cases]
+
+
+PLAIN = of_each_version(
+    ("m1_{}", "B2T17"),
+    ("m1_{}", "B3T1"),
+    ("m1_{}", "B1T130"),
+    ("m2_{}", "B1T1"),
+    ("m2_{}", "B2T64"),
+    ("m2_{}_bf16", "B2T17"),
+    ("m3_{}_bf16", "B1T64"),
+)
+OTHERS = of_each_version(
+    ("m2_{}", "stateful_B3T17"),
+    ("m1_{}", "infctx_B2T70S32"),
+    ("m3_{}_bf16", "statetune_B2T17"),
+    ("m2_{}", "trace_B1T6"),
+)
 
 
 def golden_of(shared, model, case):
@@ -75,16 +83,16 @@ def test_numpy_reference_reproduces(shared, model, case):
     golden, params = golden_of(shared, model, case), read_weights(weights_of(shared, model))
     params |= {name.partition("/")[2]: golden[name] for name in golden.files if name.startswith("time_state/")}
     trace = {} if "trace" in case else None
-    logits, state = rwkv7.forward(params, golden["ids"], given_state(golden), trace)
+    logits, state = reference.forward(params, golden["ids"], given_state(golden), trace)
     assert_within(logits, golden["logits"], 1e-10 + stored_slack(golden["logits"]), "logits")
     check_state(golden, state, 1e-10)
     if "targets" in golden:
         want = golden["loss"] if "loss" in golden else golden["total_loss"]
-        assert_within(rwkv7.loss(logits, golden["targets"]), want, 1e-10, "loss")
+        assert_within(reference.loss(logits, golden["targets"]), want, 1e-10, "loss")
     for kind in ("plain", "l2wrap"):
         if f"dlogits_{kind}" in golden:
             want = golden[f"dlogits_{kind}"]
-            got = rwkv7.logit_gradient(logits, golden["targets"], kind == "l2wrap")
+            got = reference.logit_gradient(logits, golden["targets"], kind == "l2wrap")
             assert_within(got, want, 1e-12 + stored_slack(want), f"logit gradient, {kind}")
     for name in set(golden.files) & set(trace or ()):
         want = golden[name]
@@ -127,12 +135,13 @@ def check_full_gradients(golden, grads, run):
             assert_within(np.reshape(grads[key[5:]], want.shape), want, allowed, key)
 
 
+@pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("run", MODEL_RUNS)
-def test_from_a_given_state(shared, run):
+def test_from_a_given_state(shared, run, version):
     from rwkvtune.state import RWKVState
 
-    tolerance, golden = MODEL_RUNS[run], golden_of(shared, "m2_x070", "stateful_B3T17")
-    rwkv = load_model(weights_of(shared, "m2_x070"), run)
+    tolerance, golden = MODEL_RUNS[run], golden_of(shared, f"m2_{version}", "stateful_B3T17")
+    rwkv = load_model(weights_of(shared, f"m2_{version}"), run)
     state = RWKVState.from_numpy({name: golden[f"init_{name}"] for name in STATE})
     logits, after = rwkv.process_with_state(golden["ids"], state)
     assert_within(logits, golden["logits"], tolerance["logits"] + stored_slack(golden["logits"]), "logits")
@@ -147,12 +156,13 @@ def test_from_a_given_state(shared, run):
     assert_fingerprints(golden, "grad", grads, tolerance["gradient"], floor)
 
 
+@pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("run", MODEL_RUNS)
-def test_truncated_segments(shared, run):
+def test_truncated_segments(shared, run, version):
     from rwkvtune.state import RWKVState
 
-    tolerance, golden = MODEL_RUNS[run], golden_of(shared, "m1_x070", "infctx_B2T70S32")
-    rwkv = load_model(weights_of(shared, "m1_x070"), run)
+    tolerance, golden = MODEL_RUNS[run], golden_of(shared, f"m1_{version}", "infctx_B2T70S32")
+    rwkv = load_model(weights_of(shared, f"m1_{version}"), run)
     segment = int(golden["segment"])
     rwkv.set_chunk_size(segment)
     loss, grads = rwkv.loss_and_grads(golden["ids"], golden["targets"], l2wrap=True, chunked="truncated")
@@ -171,14 +181,15 @@ def test_truncated_segments(shared, run):
     check_state(golden, state.to_numpy(), tolerance["logits"])
 
 
+@pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("run", MODEL_RUNS)
-def test_trained_initial_state(shared, run, tmp_path):
+def test_trained_initial_state(shared, run, version, tmp_path):
     """`time_state` keys merged into a checkpoint start every sequence; their gradient sums over the batch."""
     from rwkvtune.checkpoint.pth import write_pth
 
-    tolerance, golden = MODEL_RUNS[run], golden_of(shared, "m3_x070_bf16", "statetune_B2T17")
+    tolerance, golden = MODEL_RUNS[run], golden_of(shared, f"m3_{version}_bf16", "statetune_B2T17")
     weights = {
-        name: value.astype(np.float32) for name, value in read_weights(weights_of(shared, "m3_x070_bf16")).items()
+        name: value.astype(np.float32) for name, value in read_weights(weights_of(shared, f"m3_{version}_bf16")).items()
     }
     states = {name.partition("/")[2]: golden[name] for name in golden.files if name.startswith("time_state/")}
     assert len(states) == 2
@@ -199,24 +210,34 @@ def test_trained_initial_state(shared, run, tmp_path):
         assert_within(np.reshape(grads[name], want.shape), want, allowed, f"gradient of {name}")
 
 
-TRACE = {"r": "r", "k_raw": "k0", "v_raw": "v0", "decay_logit": "s", "gate": "g", "wkv": "y"}
-TRACE_SIGMOID = {"a": "a", "v_gate": "nu"}
+# Golden name -> name of the saved row, and what the row is still to go through.
+TRACE = {
+    "x052": {"r": "r", "k": "k", "v": "v", "wkv": "y"},
+    "x060": {"r": "r", "k": "k", "v": "v", "wkv": "y", "w_raw": "w"},
+    "x070": {"r": "r", "k_raw": "k0", "v_raw": "v0", "decay_logit": "s", "gate": "g", "wkv": "y"},
+}
+TRACE_GATES = {
+    "x052": {"gate": ("g", lambda g: g * ops.sigmoid(g))},
+    "x060": {"gate": ("g", lambda g: g * ops.sigmoid(g))},
+    "x070": {"a": ("a", ops.sigmoid), "v_gate": ("nu", ops.sigmoid)},
+}
 
 
+@pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("run", MODEL_RUNS)
-def test_intermediates(shared, run):
-    tolerance, golden = MODEL_RUNS[run], golden_of(shared, "m2_x070", "trace_B1T6")
-    rwkv = load_model(weights_of(shared, "m2_x070"), run)
+def test_intermediates(shared, run, version):
+    tolerance, golden = MODEL_RUNS[run], golden_of(shared, f"m2_{version}", "trace_B1T6")
+    rwkv = load_model(weights_of(shared, f"m2_{version}"), run)
     seen = rwkv._core.activations(golden["ids"].astype(np.int32))
+    rows = {theirs: (ours, lambda x: x) for theirs, ours in TRACE[version].items()} | TRACE_GATES[version]
     compared = 0
     for layer in range(3):
-        for names, function in ((TRACE, lambda x: x), (TRACE_SIGMOID, ops.sigmoid)):
-            for theirs, ours in names.items():
-                if layer == 0 and ours in ("v0", "nu"):
-                    continue  # the first layer's values are v_first itself, and it has no value gate
-                want = golden[f"L{layer}.{theirs}"]
-                got = function(seen[f"blocks.{layer}.att.{ours}"].astype(np.float64))
-                allowed = tolerance["logits"] * max(1, np.abs(want).max()) + stored_slack(want)
-                assert_within(got.reshape(want.shape), want, allowed, f"layer {layer} {theirs}")
-                compared += 1
-    assert compared == 3 * len(TRACE) - 1 + 3 * len(TRACE_SIGMOID) - 1
+        for theirs, (ours, function) in rows.items():
+            if layer == 0 and ours in ("v0", "nu"):
+                continue  # the first layer's values are v_first itself, and it has no value gate
+            want = golden[f"L{layer}.{theirs}"]
+            got = function(seen[f"blocks.{layer}.att.{ours}"].astype(np.float64))
+            allowed = tolerance["logits"] * max(1, np.abs(want).max()) + stored_slack(want)
+            assert_within(got.reshape(want.shape), want, allowed, f"layer {layer} {theirs}")
+            compared += 1
+    assert compared == 3 * len(rows) - (2 if version == "x070" else 0)

@@ -187,6 +187,11 @@ OPTIONAL = [
     ("shift_lerp", "bwd", {"dprev"}),
     ("linear", "bwd", {"dx"}),
     ("linear", "bwd", {"dw"}),
+    ("ddlerp", "fwd", {"last"}),
+    ("ddlerp", "bwd", {"dprev"}),
+    ("wkv5", "fwd", {"ckpt"}),
+    ("wkv6", "fwd", {"ckpt", "sT"}),
+    ("wkv6", "bwd", {"ds0"}),
     ("wkv7", "fwd", {"z", "ckpt"}),
     ("wkv7", "fwd", {"sT"}),
     ("wkv7", "fwd", {"z", "ckpt", "sT"}),
@@ -208,19 +213,21 @@ def test_optional_outputs_may_be_absent(backend, op, direction, absent):
                 assert_within(x, y, 0, f"{op} {direction} {field_name} on {backend} without {absent}")
 
 
+@pytest.mark.parametrize("op", ["wkv5", "wkv6", "wkv7"])
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_wkv7_token_by_token_equals_the_sequence(backend):
-    case = next(c for c in cases_of("wkv7") if c.given["r"].shape == (1, 33, 2, 64))
+def test_wkv_token_by_token_equals_the_sequence(backend, op):
+    case = next(c for c in cases_of(op) if c.given["r"].shape == (1, 33, 2, 64))
     T, expected = 33, expected_forward(case)
     with running_on(backend) as name:
         state, ys = case.given["s0"], []
         for t in range(T):
-            one = Case(given={k: x[:, t : t + 1] for k, x in case.given.items()} | dict(s0=state), forward=None)
-            step = run(one, name, "wkv7", "fwd", dict(y=like_nan(one.given["r"]), sT=like_nan(state)))
+            tokens = {k: x[:, t : t + 1] if x.ndim == 4 else x for k, x in case.given.items()}
+            one = Case(given=tokens | dict(s0=state), forward=None)
+            step = run(one, name, op, "fwd", dict(y=like_nan(one.given["r"]), sT=like_nan(state)))
             ys.append(step["y"])
             state = step["sT"].astype(np.float64)
         got = dict(y=np.concatenate(ys, axis=1), sT=state)
-        compare(case, name, "wkv7", "fwd", {k: expected[k] for k in got}, got)
+        compare(case, name, op, "fwd", {k: expected[k] for k in got}, got)
 
 
 # ---- gradients against derivatives ----------------------------------------------------------------------------------

@@ -174,16 +174,18 @@ def lowrank_cases(rng):
 
 
 def shift_lerp_cases(rng):
-    def forward(p):
+    def forward(p, keep):
         prev = p["prev"] if "prev" in p else np.zeros((p["x"].shape[0], p["x"].shape[2]))
-        return dict(y=ops.shift_lerp(p["x"], prev, p["mu"])) | (dict(last=p["x"][:, -1]) if "prev" in p else {})
+        return dict(y=ops.shift_lerp(p["x"], prev, p["mu"], keep)) | (dict(last=p["x"][:, -1]) if "prev" in p else {})
 
-    def backward(p):
+    def backward(p, keep):
         zeros = np.zeros((p["x"].shape[0], p["x"].shape[2]))
-        dx, dprev, dmu = ops.shift_lerp_grad(p["x"], p.get("prev", zeros), p["mu"], p["dy"], p.get("dlast", zeros))
+        prev, dlast = p.get("prev", zeros), p.get("dlast", zeros)
+        dx, dprev, dmu = ops.shift_lerp_grad(p["x"], prev, p["mu"], p["dy"], dlast, keep)
         return dict(dx=dx, dmu=dmu) | (dict(dprev=dprev) if "prev" in p else {})
 
-    for i, C in enumerate(WIDTHS + [600]):
+    for i, C in enumerate(WIDTHS + WIDTHS + [600, 600]):
+        keep = i >= len(WIDTHS) and i % 2
         B, T, n, carried = (2, 70, 6, 1) if C == 600 else (1 + i % 2, LENGTHS[i % len(LENGTHS)], 1 + i % 6, i % 3)
         given = dict(x=draw(rng, B, T, C), mu=[draw(rng, C) for _ in range(n)])
         cotangents = dict(dy=("y", [draw(rng, B, T, C) for _ in range(n)]))
@@ -193,14 +195,95 @@ def shift_lerp_cases(rng):
             cotangents["dlast"] = ("last", draw(rng, B, C))
         yield Case(
             given=given,
-            integers=dict(n=n),
-            forward=forward,
-            backward=backward,
+            integers=dict(n=n, keep=int(keep)),
+            forward=functools.partial(forward, keep=keep),
+            backward=functools.partial(backward, keep=keep),
             cotangents=cotangents,
             additions=B * T,
             gradient_of=gradient_of,
             added=dict(dmu=1.0),
             may_share=dict(fwd=[("last", "prev")] if carried else []),
+        )
+
+
+def ddlerp_cases(rng):
+    order = ("mu_x", "mu", "m1", "m2")
+
+    def shared(p):
+        return p["x"], p.get("prev", np.zeros((p["x"].shape[0], p["x"].shape[2]))), *(p[name] for name in order)
+
+    def forward(p):
+        h, y = ops.ddlerp(*shared(p))
+        return dict(h=h, y=y) | (dict(last=p["x"][:, -1]) if "prev" in p else {})
+
+    def backward(p):
+        zeros = np.zeros((p["x"].shape[0], p["x"].shape[2]))
+        dx, dprev, *grads = ops.ddlerp_grad(*shared(p), p["dy"], p.get("dlast", zeros))
+        return dict(zip(["d" + name for name in order], grads)) | dict(dx=dx) | (dict(dprev=dprev) if "prev" in p else {})
+
+    for i, C in enumerate(WIDTHS + [600]):
+        B, T, n, D, carried = (1 + i % 2, LENGTHS[i % len(LENGTHS)], 1 + i % 6, 1 + 3 * (i % 4), i % 3)
+        if C == 600:
+            B, T, n, D, carried = 2, 70, 5, 32, 1
+        given = dict(x=draw(rng, B, T, C), mu_x=draw(rng, C), mu=[draw(rng, C) for _ in range(n)])
+        given |= dict(m1=draw(rng, C, n * D, scale=C**-0.5), m2=draw(rng, n, D, C, scale=D**-0.5))
+        cotangents = dict(dy=("y", [draw(rng, B, T, C) for _ in range(n)]))
+        gradient_of = {"d" + name: name for name in ("x", *order)}
+        if carried:
+            given["prev"], gradient_of["dprev"] = draw(rng, B, C), "prev"
+            cotangents["dlast"] = ("last", draw(rng, B, C))
+        yield Case(
+            given=given,
+            forward=forward,
+            backward=backward,
+            saved=("h",),
+            scratch=dict(mixed=(B, T, C), e=(B, T, C), dh=(B, T, n * D)),
+            cotangents=cotangents,
+            additions=B * T,
+            gradient_of=gradient_of,
+            added={"d" + name: 1.0 for name in order},
+            may_share=dict(fwd=[("last", "prev")] if carried else []),
+        )
+
+
+def sigmoid_gate_cases(rng):
+    for R, C in [(4, C) for C in WIDTHS] + [(100, 600)]:
+        yield Case(
+            given=dict(q=draw(rng, R, C, scale=8), v=draw(rng, R, C)),
+            forward=lambda p: dict(y=ops.sigmoid_gate(p["q"], p["v"])),
+            backward=lambda p: dict(zip(("dq", "dv"), ops.sigmoid_gate_grad(p["q"], p["v"], p["dy"]))),
+            cotangents=dict(dy=("y", draw(rng, R, C))),
+            gradient_of=dict(dq="q", dv="v"),
+            may_share=dict(fwd=[("y", "q"), ("y", "v")], bwd=[("dq", "dy"), ("dv", "dy")]),
+        )
+
+
+def norm_gate_cases(rng):
+    order = ("y", "w", "b", "g")
+
+    def headed(p):
+        shape = p["y"].shape
+        arrays = dict(p, w=p["w"].reshape(*shape[2:]), b=p["b"].reshape(*shape[2:]), g=p["g"].reshape(*shape))
+        return [arrays[name] for name in order]
+
+    def forward(p):
+        return dict(o=ops.norm_gate(*headed(p), p["eps"]).reshape(*p["g"].shape))
+
+    def backward(p):
+        grads = ops.norm_gate_grad(*headed(p), p["eps"], p["do_"].reshape(*p["y"].shape))
+        return {"d" + name: grad.reshape(*p[name].shape) for name, grad in zip(order, grads)}
+
+    for B, T, H, N in HEADS + [(2, 40, 12, 64)]:
+        yield Case(
+            given=dict(y=draw(rng, B, T, H, N), w=draw(rng, H * N), b=draw(rng, H * N), g=draw(rng, B * T, H * N, scale=3)),
+            settings=dict(eps=64e-5),
+            forward=forward,
+            backward=backward,
+            additions=B * T,
+            cotangents=dict(do_=("o", draw(rng, B * T, H * N))),
+            gradient_of={"d" + name: name for name in order},
+            added=dict(dw=1.0, db=1.0),
+            may_share=dict(bwd=[("dg", "do_")]),
         )
 
 
@@ -349,6 +432,54 @@ def wkv7_cases(rng):
             additions=1,
             may_share=dict(fwd=[("sT", "s0")] if "s0" in given else []),
         )
+
+
+def wkv6_cases(rng, constant=False):
+    """Decays from almost none to all at once; constant: wkv5, one row of them."""
+    order = ("r", "k", "v", "w", "u")
+
+    def run(p):
+        B, T, H, N = p["r"].shape
+        return ops.wkv6(*(p[name] for name in order), p.get("s0", np.zeros((B, H, N, N))))
+
+    def forward(p):
+        B, T, H, N = p["r"].shape
+        y, states = run(p)
+        ckpt = np.stack(states[0:T:16], axis=2).reshape(B * H, -1, N, N)
+        return dict(y=y, ckpt=ckpt) | (dict(sT=states[-1]) if "s0" in p else {})
+
+    def backward(p):
+        B, T, H, N = p["r"].shape
+        dsT = p.get("dsT", np.zeros((B, H, N, N)))
+        *grads, ds0 = ops.wkv6_grad(*(p[name] for name in order), run(p)[1], p["dy"], dsT)
+        return {"d" + name: grad for name, grad in zip(order, grads)} | (dict(ds0=ds0) if "s0" in p else {})
+
+    for i, (B, T, H, N) in enumerate(HEADS + [(1, 17, 1, 1), (2, 33, 1, 8), (1, 16, 1, 16), (2, 40, 5, 32)]):
+        given = {name: draw(rng, B, T, H, N) for name in ("r", "k", "v")}
+        given["w"] = draw(rng, *((H, N) if constant else (B, T, H, N)), scale=2, mean=-2)
+        given["w"].ravel()[:1] = 120  # the rate overflows: nothing is left, and no NaN comes of it
+        given["u"] = draw(rng, H, N)
+        cotangents = dict(dy=("y", draw(rng, B, T, H, N)))
+        gradient_of = {"d" + name: name for name in order}
+        if i % 3 != 1:
+            given["s0"], gradient_of["ds0"] = draw(rng, B, H, N, N), "s0"
+            cotangents["dsT"] = ("sT", draw(rng, B, H, N, N))
+        yield Case(
+            given=given,
+            forward=forward,
+            backward=backward,
+            saved=("ckpt",),
+            scratch=dict(sums=(B * H, 2, N)),
+            cotangents=cotangents,
+            gradient_of=gradient_of,
+            added=dict(du=1.0) | (dict(dw=1.0) if constant else {}),
+            additions=B * T,
+            may_share=dict(fwd=[("sT", "s0")] if "s0" in given else []),
+        )
+
+
+def wkv5_cases(rng):
+    return wkv6_cases(rng, constant=True)
 
 
 def relu2_cases(rng):

@@ -92,18 +92,81 @@ def previous(x, prev):
     return np.concatenate([prev[:, None], x[:, :-1]], axis=1)
 
 
-def shift_lerp(x, prev, mus):
-    """One mixed input per mu: x + (previous - x) mu."""
+def shift_lerp(x, prev, mus, keep=0):
+    """One mixed input per mu: x + (previous - x) mu; with keep, mu is the share of x itself."""
     delta = previous(x, prev) - x
-    return [x + delta * mu for mu in mus]
+    return [x + delta * (1 - mu if keep else mu) for mu in mus]
 
 
-def shift_lerp_grad(x, prev, mus, dys, dlast):
+def shift_lerp_grad(x, prev, mus, dys, dlast, keep=0):
     """dlast is the gradient of x_{T-1} as the state of the next call."""
+    if keep:
+        dx, dprev, dmus = shift_lerp_grad(x, prev, [1 - mu for mu in mus], dys, dlast)
+        return dx, dprev, [-dmu for dmu in dmus]
     delta = previous(x, prev) - x
     e = sum(dy * mu for dy, mu in zip(dys, mus))
     from_next = np.concatenate([e[:, 1:], dlast[:, None]], axis=1)
     return sum(dys) - e + from_next, e[:, 0], [sum_rows(dy * delta) for dy in dys]
+
+
+def ddlerp_parts(x, prev, mu_x, mus, m1, m2):
+    """(mixed input of the low-rank function, h of shape (B,T,n,D), the n coefficients)"""
+    (mixed,) = shift_lerp(x, prev, [mu_x])
+    h = np.tanh(np.einsum("btc,cw->btw", mixed, m1)).reshape(*x.shape[:2], *m2.shape[:2])
+    return mixed, h, [mu + np.einsum("btd,dc->btc", h[:, :, z], m2[z]) for z, mu in enumerate(mus)]
+
+
+def ddlerp(x, prev, mu_x, mus, m1, m2):
+    """(h, one mixed input per mu): lerps whose coefficients depend on the input."""
+    _, h, coefficients = ddlerp_parts(x, prev, mu_x, mus, m1, m2)
+    delta = previous(x, prev) - x
+    return h.reshape(*x.shape[:2], -1), [x + delta * coefficient for coefficient in coefficients]
+
+
+def ddlerp_grad(x, prev, mu_x, mus, m1, m2, dys, dlast):
+    """(dx, dprev, dmu_x, [dmu], dm1, dm2)"""
+    mixed, h, coefficients = ddlerp_parts(x, prev, mu_x, mus, m1, m2)
+    delta = previous(x, prev) - x
+    changes = [dy * delta for dy in dys]
+    dh = np.stack([np.einsum("btc,dc->btd", change, m2[z]) for z, change in enumerate(changes)], axis=2) * (1 - h * h)
+    dh = dh.reshape(*x.shape[:2], -1)
+    f = np.einsum("btw,cw->btc", dh, m1)
+    e = sum(dy * coefficient for dy, coefficient in zip(dys, coefficients)) + f * mu_x
+    from_next = np.concatenate([e[:, 1:], dlast[:, None]], axis=1)
+    dm2 = np.stack([np.einsum("btd,btc->dc", h[:, :, z], change) for z, change in enumerate(changes)])
+    return (
+        sum(dys) + f - e + from_next,
+        e[:, 0],
+        sum_rows(f * delta),
+        [sum_rows(change) for change in changes],
+        np.einsum("btc,btw->cw", mixed, dh),
+        dm2,
+    )
+
+
+# ---- gates of RWKV-5 and 6 -------------------------------------------------------------------------------------------
+
+
+def sigmoid_gate(q, v):
+    return sigmoid(q) * v
+
+
+def sigmoid_gate_grad(q, v, dy):
+    return dy * v * sigmoid(q) * (1 - sigmoid(q)), dy * sigmoid(q)
+
+
+def norm_gate(y, w, b, g, eps):
+    """Group norm of y times silu(g); everything (B,T,H,N), w and b (H,N)."""
+    return layernorm(y, w, b, eps) * g * sigmoid(g)
+
+
+def norm_gate_grad(y, w, b, g, eps, do):
+    """(dy, dw, db, dg)"""
+    m, s = norm_statistics(y, eps)
+    gate, dnormed, xhat = sigmoid(g), do * g * sigmoid(g), (y - m) * s
+    dy, _, _ = layernorm_grad(y, w, dnormed, m, s)
+    dg = do * (xhat * w + b) * gate * (1 + g * (1 - gate))
+    return dy, (dnormed * xhat).sum(axis=(0, 1)), dnormed.sum(axis=(0, 1)), dg
 
 
 # ---- RWKV-7's elementwise stages ------------------------------------------------------------------------------------
@@ -212,6 +275,44 @@ def wkv7_grad(r, s, k, v, a, b, z, states, dy, dsT):
         )
         D = D * d[:, t][..., None] + a[:, t][..., None] * dz[..., None, :]
     return *(np.stack(grad[::-1], axis=1) for grad in zip(*rows)), D
+
+
+# ---- the recurrences of RWKV-5 and 6; w (B,T,H,N), or (H,N) for all tokens -------------------------------------------
+
+
+def wkv6(r, k, v, w, u, s0):
+    """(y, states): states is the list S_0 ... S_T; a token reads the state before it and, weighted by u, itself."""
+    d = np.exp(-np.exp(w))
+    states, ys = [s0], []
+    for t in range(r.shape[1]):
+        S, rt, kt, vt = states[-1], r[:, t], k[:, t], v[:, t]
+        dt = d[:, t] if w.ndim == 4 else d
+        ys.append(np.einsum("bhji,bhj->bhi", S, rt) + (rt * u * kt).sum(axis=-1, keepdims=True) * vt)
+        states.append(S * dt[..., None] + kt[..., None] * vt[..., None, :])
+    return np.stack(ys, axis=1), states
+
+
+def wkv6_grad(r, k, v, w, u, states, dy, dsT):
+    """(dr, dk, dv, dw, du, ds0)"""
+    rate = np.exp(w)
+    d = np.exp(-rate)
+    rows, D = [], dsT
+    for t in reversed(range(r.shape[1])):
+        before, rt, kt, vt, dyt = states[t], r[:, t], k[:, t], v[:, t], dy[:, t]
+        dt, slope = (d[:, t], -rate[:, t] * d[:, t]) if w.ndim == 4 else (d, -rate * d)
+        eta = (vt * dyt).sum(axis=-1, keepdims=True)
+        rows.append(
+            (
+                np.einsum("bhji,bhi->bhj", before, dyt) + u * kt * eta,
+                np.einsum("bhji,bhi->bhj", D, vt) + u * rt * eta,
+                np.einsum("bhji,bhj->bhi", D, kt) + (rt * u * kt).sum(axis=-1, keepdims=True) * dyt,
+                slope * (before * D).sum(axis=-1),
+                rt * kt * eta,
+            )
+        )
+        D = D * dt[..., None] + rt[..., None] * dyt[..., None, :]
+    dr, dk, dv, dw, du = (np.stack(grad[::-1], axis=1) for grad in zip(*rows))
+    return dr, dk, dv, dw if w.ndim == 4 else dw.sum(axis=(0, 1)), du.sum(axis=(0, 1)), D
 
 
 # ---- loss and optimizer ---------------------------------------------------------------------------------------------

@@ -1,3 +1,6 @@
+/* The share of the token before. */
+static real shift_share(const RkShiftLerp *o, int z, size_t c) { return o->keep ? 1 - P(o->mu[z])[c] : P(o->mu[z])[c]; }
+
 static int shift_lerp_fwd(const RkShiftLerp *o) {
     size_t B = (size_t)o->x.d[0], T = (size_t)o->x.d[1], C = (size_t)o->x.d[2];
     for (size_t b = 0; b < B; b++)
@@ -6,8 +9,7 @@ static int shift_lerp_fwd(const RkShiftLerp *o) {
             for (size_t t = 0; t < T; t++) {
                 size_t i = (b * T + t) * C + c;
                 real x = P(o->x)[i];
-                for (int z = 0; z < o->n; z++)
-                    P(o->y[z])[i] = o->keep ? before + (x - before) * P(o->mu[z])[c] : x + (before - x) * P(o->mu[z])[c];
+                for (int z = 0; z < o->n; z++) P(o->y[z])[i] = x + (before - x) * shift_share(o, z, c);
                 before = x;
             }
             if (o->last.p) P(o->last)[b * C + c] = before;
@@ -26,11 +28,11 @@ static int shift_lerp_bwd(const RkShiftLerp *o) {
                 for (int z = 0; z < o->n; z++) {
                     real dy = P(o->dy[z])[i];
                     sum += dy;
-                    e += dy * P(o->mu[z])[c];
-                    P(o->dmu[z])[c] += dy * (o->keep ? x - before : before - x);
+                    e += dy * shift_share(o, z, c);
+                    P(o->dmu[z])[c] += (o->keep ? -dy : dy) * (before - x);
                 }
-                P(o->dx)[i] = (o->keep ? e : sum - e) + e_next;
-                e_next = o->keep ? sum - e : e;
+                P(o->dx)[i] = sum - e + e_next;
+                e_next = e;
             }
             if (o->dprev.p) P(o->dprev)[b * C + c] = e_next;
         }
