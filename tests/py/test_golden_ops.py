@@ -1,4 +1,4 @@
-"""Single operations against the golden files: the wkv7 recurrence, norms, key normalisation, decay, shift, loss."""
+"""Single operations against the golden files: the wkv recurrences, norms, key normalisation, decay, shift, loss."""
 
 import numpy as np
 import pytest
@@ -77,6 +77,29 @@ def test_wkv7(shared, backend, case):
     check(backend, np.swapaxes(bwd["ds0"], -1, -2), golden["dS0"], "dS0", gradient=True)
 
 
+WKV56 = ["B1T1H1N64_state", "B2T17H2N32_state", "B1T130H1N64", "B1T1024H1N32_realistic"]
+
+
+@pytest.mark.parametrize("case", WKV56)
+@pytest.mark.parametrize("op", ["wkv5", "wkv6"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_wkv5_and_wkv6(shared, backend, op, case):
+    golden = np.load(shared / f"golden/dev/ops/{op}_{case}.npz")
+    given = {name: golden[f"in_{name}"] for name in "rkvwu"}
+    B, T, H, N = given["r"].shape
+    rows, state = (B, T, H, N), (B, H, N, N)
+    given["s0"], dsT = (np.swapaxes(golden[f"in_{name}"], -1, -2) for name in ("S0", "dST"))
+    fwd = run(backend, op, "fwd", dict(y=rows, ckpt=(B * H, -(-T // 16), N, N), sT=state), **given)
+    check(backend, fwd["y"], golden["y"], "y")
+    check(backend, np.swapaxes(fwd["sT"], -1, -2), golden["ST"], "final state")
+    out = dict(dr=rows, dk=rows, dv=rows, du=np.zeros((H, N)), sums=(B * H, 2, N), ds0=state)
+    out["dw"] = rows if op == "wkv6" else np.zeros((H, N))
+    bwd = run(backend, op, "bwd", out, **given, ckpt=fwd["ckpt"], dy=golden["in_dy"], dsT=dsT)
+    for name in ("dr", "dk", "dv", "dw", "du"):
+        check(backend, bwd[name], golden[name], name, gradient=True)
+    check(backend, np.swapaxes(bwd["ds0"], -1, -2), golden["dS0"], "dS0", gradient=True)
+
+
 @pytest.fixture(scope="module")
 def misc(shared):
     return np.load(shared / "golden/dev/ops/misc_ops.npz")
@@ -128,6 +151,23 @@ def test_group_norm_of_tiny_activations(misc, backend):
     check(backend, bwd["dy"], misc["gn_dx"].reshape(head), "dx", gradient=True)
     check(backend, bwd["dw"], misc["gn_dw"], "dw", gradient=True)
     check(backend, bwd["db"], misc["gn_db"], "db", gradient=True)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_group_norm_before_a_gate(misc, backend):
+    """RWKV-5's and 6's read-out is the group norm times silu(g); g = 30 makes silu(g) = 30 and its slope 1."""
+    B, T, C = misc["gn_x"].shape
+    H = int(misc["gn_groups"])
+    head, row = (B, T, H, C // H), (B * T, C)
+    given = dict(y=misc["gn_x"].reshape(head), w=misc["gn_w"], b=misc["gn_b"], g=np.full(row, 30.0), eps=64e-5)
+    fwd = run(backend, "norm_gate", "fwd", dict(o=row), **given)
+    check(backend, fwd["o"] / 30, misc["gn_y"].reshape(row), "y")
+    out = dict(dy=head, dg=row, dw=np.zeros(C), db=np.zeros(C))
+    bwd = run(backend, "norm_gate", "bwd", out, **given, do_=misc["gn_dout"].reshape(row) / 30)
+    check(backend, bwd["dy"], misc["gn_dx"].reshape(head), "dx", gradient=True)
+    check(backend, bwd["dw"], misc["gn_dw"], "dw", gradient=True)
+    check(backend, bwd["db"], misc["gn_db"], "db", gradient=True)
+    check(backend, bwd["dg"], (misc["gn_dout"] * misc["gn_y"]).reshape(row) / 30, "dg", gradient=True)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

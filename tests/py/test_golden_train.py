@@ -25,18 +25,22 @@ def check_groups(groups, manifest):
             assert (decay_setting if rows[name]["decay"] else 0) == group["weight_decay"], name
 
 
+VERSIONS = ("x052", "x060", "x070")
+
+
+@pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("weight_decay", ["0.0", "0.1"])
-def test_optimizer_groups(shared, weight_decay):
+def test_optimizer_groups(shared, version, weight_decay):
     golden = json.loads((shared / "golden/dev/train/optimizer_groups.json").read_text())
-    groups = golden[f"x070_wd{weight_decay}_stage3_layerwise1"]["groups"]
+    groups = golden[f"{version}_wd{weight_decay}_stage3_layerwise1"]["groups"]
     names = [name for group in groups for name in group["names"]]
     layers = 1 + max(int(name.split(".")[1]) for name in names if name.startswith("blocks."))
-    layer = dict(time_mix="x070", channel_mix="x070", head_size=32, dim_ffn=128, **SIZES)
+    layer = dict(time_mix=version, channel_mix=version, head_size=32, dim_ffn=128, **SIZES)
     model = core.Model(dict(vocab_size=31, n_embd=32, ln0=True, time_state=False, head_size_divisor=8, layers=[layer] * layers), "ref")
     check_groups(groups, model.manifest())
 
 
-@pytest.mark.parametrize("case", ["adam3_x070", "adam3_x070_eps1e-8_noclip", "train30_x070"])
+@pytest.mark.parametrize("case", ["adam3_x070", "adam3_x070_eps1e-8_noclip", *(f"train30_{v}" for v in VERSIONS)])
 def test_groups_of_the_training_runs(shared, case):
     description = json.loads((shared / f"golden/dev/train/{case}.json").read_text())
     check_groups(
@@ -129,20 +133,18 @@ def test_micro_batches_change_nothing(shared, run):
         assert_within(norm, results[0][1], (1e-10 if exact else 1e-4) * results[0][1], "gradient norm")
 
 
+@pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("run", MODEL_RUNS)
-def test_thirty_steps(shared, run):
+def test_thirty_steps(shared, run, version):
     from rwkvtune.config import TrainingConfig
     from rwkvtune.data.binidx import BinIdxDataset, MagicPrimeSampler
     from rwkvtune.schedule import Schedule
     from rwkvtune.trainer import Trainer
 
     folder = shared / "golden/dev/train"
-    golden, about = np.load(folder / "train30_x070.npz"), json.loads((folder / "train30_x070.json").read_text())
-    model, start, exact = (
-        load_model(folder / "train30_x070.pth", run),
-        read_weights(folder / "train30_x070.pth"),
-        run == "ref-fp64",
-    )
+    case = folder / f"train30_{version}"
+    golden, about = np.load(f"{case}.npz"), json.loads(case.with_suffix(".json").read_text())
+    model, start, exact = load_model(f"{case}.pth", run), read_weights(f"{case}.pth"), run == "ref-fp64"
     dataset, T, B = BinIdxDataset(folder / about["data"]), about["ctx_len"], about["real_bsz"]
     sampler = MagicPrimeSampler(dataset.total_tokens, T, magic_prime=about["magic_prime"], micro_bsz=B)
     schedule = Schedule(

@@ -11,17 +11,18 @@ from helpers import assert_same_bits, assert_within, core, small_model, some_ids
 from rwkvtune.config import ModelConfig
 from rwkvtune.model import RWKV
 
-CONFIGS = ["x070_L3_C128_V256_hs64", "x070_L4_C96_V61_hs32"]
+SHAPES = ("L3_C128_V256_hs64", "L4_C96_V61_hs32")
+CONFIGS = [f"{version}_{shape}" for version in ("x052", "x060", "x070") for shape in SHAPES]
 
 
 @pytest.fixture(scope="module", params=CONFIGS)
 def golden(request, shared):
-    return json.loads((shared / "golden/init_stats.json").read_text())[request.param]
+    return json.loads((shared / "golden/init_stats.json").read_text())[request.param] | {"version": request.param[:4]}
 
 
 def built(golden, seed=0, **options):
     config = ModelConfig(
-        model_type="x070",
+        model_type=golden["version"],
         n_layer=golden["n_layer"],
         n_embd=golden["n_embd"],
         vocab_size=golden["vocab"],
