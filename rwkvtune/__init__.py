@@ -13,6 +13,7 @@ _HOME = {
     "RWKV": "model", "ModelOutput": "model", "RWKVState": "state",
     "ModelConfig": "config", "TrainingConfig": "config", "DataConfig": "config",
     "Trainer": "trainer", "evaluate": "trainer", "Schedule": "schedule",
+    "Callback": "callbacks", "TensorBoardCallback": "callbacks", "WandbCallback": "callbacks",
     "TrainingRun": "loop", "RunPlan": "loop", "BinIdxBatches": "loop",
     "RWKVTrainingPipeline": "pipeline",
     "FormatError": "errors", "DeviceError": "errors",

@@ -1,10 +1,13 @@
-"""What a training run writes beside its checkpoints: loss.csv, val.csv, train_log.txt.
+"""Who hears of every step of a training run: its own logs, TensorBoard, Weights & Biases, and observers of yours.
 
-After a resume from step n the rows behind n are dropped first, so that a curve never shows a step twice.
+loss.csv, val.csv and train_log.txt are always written.  After a resume from step n the rows behind n are dropped
+first, so that a curve never shows a step twice.  The rest are `Callback`s, handed to `TrainingRun` or to
+`RWKVTrainingPipeline.train`; the two that come with the package need `tensorboard` or `wandb` installed.
 """
 
 import math
 import re
+import time
 from datetime import datetime
 from pathlib import Path
 
@@ -68,3 +71,110 @@ class TrainLog:
         perplexity = math.exp(loss) if loss < 700 else math.inf
         now = f"{datetime.now():%Y-%m-%d %H:%M:%S.%f}"
         self._append(f"{epoch} {loss:.6f} {perplexity:.4f} {lr:.8f} {now} {epoch - self._first_epoch}\n")
+
+
+class Callback:
+    """Watches a training run.  Subclass it and override what you want to know; every method may be left out.
+
+    An exception raised in a method ends the run as any error does; the state saved last is then the one to go on from.
+
+    >>> class Best(Callback):
+    ...     loss = float("inf")
+    ...     def on_step(self, step, values):
+    ...         self.loss = min(self.loss, values["loss"])
+    >>> best = Best()
+    >>> best.on_step(1, {"loss": 5.5}); best.on_step(2, {"loss": 5.6}); best.loss
+    5.5
+    """
+
+    def on_begin(self, run):
+        """Before the first step.  run: the `TrainingRun`, with run.trainer, run.arguments (dict) and run.out (Path)."""
+
+    def on_step(self, step, values):
+        """After a step.
+
+        step: int, the steps done, those before a resume included.  values: dict of float: loss (nats per token), lr, wd,
+        grad_norm (before clipping), tokens (seen in all), tokens_per_second.
+        """
+
+    def on_validation(self, step, loss):
+        """After the validation loss was measured.  loss: float, nats per token."""
+
+    def on_end(self):
+        """After the last step, an interruption or an error; also where `on_begin` failed."""
+
+
+class TensorBoardCallback(Callback):
+    """Writes the numbers of every step for TensorBoard: `tensorboard --logdir DIRECTORY`.
+
+    directory: default "tensorboard" in the run's directory.  Scalars by step: loss, lr, wd, grad_norm,
+    tokens_per_second, val_loss.  After a resume, TensorBoard forgets the steps that are made again.
+    Raises ImportError where the package `tensorboard` is not installed.
+    """
+
+    def __init__(self, directory=None):
+        try:
+            from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+            from tensorboard.compat.proto.summary_pb2 import Summary
+            from tensorboard.summary.writer.event_file_writer import EventFileWriter
+        except ImportError as error:
+            raise ImportError(f"TensorBoard cannot be used: pip install tensorboard ({error})") from error
+        self._event, self._session, self._summary, self._open = Event, SessionLog, Summary, EventFileWriter
+        self.directory, self._writer = directory, None
+
+    def on_begin(self, run):
+        self._writer = self._open(str(self.directory or run.out / "tensorboard"), flush_secs=10)
+        if run.trainer.steps:
+            again = self._session(status=self._session.START)
+            self._writer.add_event(self._event(wall_time=time.time(), step=run.trainer.steps + 1, session_log=again))
+
+    def _write(self, step, values):
+        scalars = [self._summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+        self._writer.add_event(self._event(wall_time=time.time(), step=step, summary=self._summary(value=scalars)))
+
+    def on_step(self, step, values):
+        self._write(step, {name: value for name, value in values.items() if name != "tokens"})
+
+    def on_validation(self, step, loss):
+        self._write(step, {"val_loss": loss})
+
+    def on_end(self):
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+
+class WandbCallback(Callback):
+    """Logs a run to Weights & Biases, under RWKV-LM's names: loss, lr, wd, Gtokens, kt/s; and val_loss.
+
+    project: the project's name.  The run is called "VOCABULARY ctxCTX_LEN LLAYERS DCHANNELS TIME"; each start of a run
+    is one there, its steps counted from the beginning of training.  wandb's own settings hold, e.g. WANDB_MODE=offline.
+    Raises ValueError (no name), ImportError where the package `wandb` is not installed.
+    """
+
+    def __init__(self, project):
+        if not isinstance(project, str) or not project:
+            raise ValueError(f"project is {project!r}; it must be the name of a Weights & Biases project")
+        try:
+            import wandb
+        except ImportError as error:
+            raise ImportError(f"Weights & Biases cannot be used: pip install wandb ({error})") from error
+        self.project, self._wandb, self._run = project, wandb, None
+
+    def on_begin(self, run):
+        c = run.trainer.model.config
+        name = f"{c.vocab_size} ctx{run.arguments.get('ctx_len', c.ctx_len)} L{c.n_layer} D{c.n_embd} {datetime.now():%Y-%m-%d-%H-%M-%S}"
+        self._run = self._wandb.init(project=self.project, name=name, config=dict(run.arguments), dir=str(run.out), save_code=False)
+
+    def on_step(self, step, values):
+        named = {name: values[name] for name in ("loss", "lr", "wd")}
+        named |= {"Gtokens": values["tokens"] / 1e9, "kt/s": values["tokens_per_second"] / 1e3}
+        self._run.log(named, step=step)
+
+    def on_validation(self, step, loss):
+        self._run.log({"val_loss": loss}, step=step)
+
+    def on_end(self):
+        if self._run is not None:
+            self._run.finish()
+            self._run = None

@@ -88,15 +88,15 @@ class TrainingRun:
     trainer: `Trainer`, fresh or resumed.  batches: step -> (ids, targets); its `identity()` is kept in the state.
     plan: `RunPlan`.  out_dir: existing directory.  validation: 1-D ids of a held-out text, or None.
     arguments: dict for the head of train_log.txt.  how_to_resume: one line, shown after an interruption.
-    progress: show the bar.  save_dtype: of the checkpoints.
+    progress: show the bar.  save_dtype: of the checkpoints.  callbacks: `rwkvtune.Callback`s to tell of every step.
     Raises ValueError where a resumed trainer saw other data, OSError.
     """
 
     def __init__(self, trainer, batches, plan, out_dir, *, validation=None, arguments=None, how_to_resume="", progress=True,
-                 save_dtype="fp32"):  # fmt: skip
+                 save_dtype="fp32", callbacks=()):  # fmt: skip
         self.trainer, self.batches, self.plan, self.out = trainer, batches, plan, Path(out_dir)
         self.validation, self.arguments, self.how_to_resume = validation, arguments or {}, how_to_resume
-        self.progress, self.save_dtype = progress, save_dtype
+        self.progress, self.save_dtype, self.callbacks = progress, save_dtype, tuple(callbacks)
         self._stop, self._drawn_at = False, time.monotonic()
         place = trainer.position
         identity = batches.identity()
@@ -141,9 +141,13 @@ class TrainingRun:
         try:
             self._train_log = TrainLog(self.out / "train_log.txt", self.arguments, self.plan.epochs_done(steps))
             self._save_state()
+            for callback in self.callbacks:
+                callback.on_begin(self)
             with _Signals(self), self._bar() as bar:
                 self._steps(bar)
         finally:
+            for callback in self.callbacks:
+                callback.on_end()
             self._loss_log.close()
             if self._val_log:
                 self._val_log.close()
@@ -175,10 +179,14 @@ class TrainingRun:
             ids, targets = self.batches(number)
             schedule, at = self.plan.schedule, number - self.plan.first_step
             lr = schedule.lr(at)
-            loss, norm = self.trainer.step(ids, targets, lr=lr, weight_decay=schedule.wd(at))
+            wd = schedule.wd(at)
+            loss, norm = self.trainer.step(ids, targets, lr=lr, weight_decay=wd)
             rate = ids.size / max(1e-9, time.monotonic() - began)
             speed = rate if speed is None else 0.95 * speed + 0.05 * rate
             self._loss_log.write(self.trainer.steps, self.trainer.tokens, loss, lr, norm, round(rate, 1))
+            values = {"loss": loss, "lr": lr, "wd": wd, "grad_norm": norm, "tokens": self.trainer.tokens, "tokens_per_second": rate}
+            for callback in self.callbacks:
+                callback.on_step(self.trainer.steps, values)
             self._count_epoch_loss(loss)
             recent.append(loss)
             bar.set_postfix_str(f"loss {sum(recent) / len(recent):.4f}, lr {lr:.2e}, {speed:,.0f} tok/s", refresh=False)
@@ -200,7 +208,10 @@ class TrainingRun:
         new_epoch = epochs > self.plan.epochs_done(done - 1)
         every = config.eval_every_steps
         if self._val_log and (last or (done % every == 0 if every else new_epoch)):
-            self._val_log.write(done, evaluate(self.trainer.model, self.validation)[0])
+            loss = evaluate(self.trainer.model, self.validation)[0]
+            self._val_log.write(done, loss)
+            for callback in self.callbacks:
+                callback.on_validation(done, loss)
         if new_epoch:
             self._end_epoch(epochs - 1, lr)
         if last:

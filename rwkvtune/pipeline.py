@@ -339,12 +339,13 @@ class RWKVTrainingPipeline:
         RWKV(self.model_config, seed=self.training_config.random_seed).save(path)
         return path
 
-    def train(self, data=None, num_epochs=100, continue_training=False, max_steps=0, how_to_resume=""):
+    def train(self, data=None, num_epochs=100, continue_training=False, max_steps=0, how_to_resume="", callbacks=()):
         """Train for `num_epochs` passes over the prepared data, in this process.
 
         data: numbers to prepare first.  continue_training: go on from where the directory's run is; num_epochs is the
         total then.  Without it a directory that holds a run is refused.  max_steps: > 0 = so many steps, not passes.
-        how_to_resume: the advice that is printed after an interruption.
+        how_to_resume: the advice that is printed after an interruption.  callbacks: `rwkvtune.Callback`s; with a
+        wandb_project, Weights & Biases is one more.
         Returns dict: status ("finished" or "interrupted"), steps, checkpoint (path).
         Raises RuntimeError (no data, a run is there already, another process trains here), ValueError, OSError,
         FloatingPointError.
@@ -358,7 +359,7 @@ class RWKVTrainingPipeline:
                 self.prepare_data(data)
             if not self.data_prepared:
                 raise RuntimeError("Either provide data or call prepare_data() first")
-            return self._train(num_epochs, continue_training, max_steps, how_to_resume)
+            return self._train(num_epochs, continue_training, max_steps, how_to_resume, callbacks)
 
     def train_from_checkpoint(self, checkpoint_path, num_epochs=100, auto_detect=True, override_config=None):
         """Train `num_epochs` passes over the prepared data, starting from the weights in any file.
@@ -450,9 +451,11 @@ class RWKVTrainingPipeline:
             )
         return Trainer(RWKV.load(path, config=self.model_config), self.training_config)
 
-    def _train(self, num_epochs, continue_training, max_steps=0, how_to_resume=""):
+    def _train(self, num_epochs, continue_training, max_steps=0, how_to_resume="", callbacks=()):
+        from .callbacks import WandbCallback
         from .data.binidx import BinIdxDataset
 
+        callbacks = [*callbacks, *([WandbCallback(self.wandb_project)] if self.wandb_project else [])]
         trainer = self._start(continue_training)
         config = self.training_config
         with BinIdxDataset(str(self.data_prefix)) as dataset:
@@ -463,6 +466,7 @@ class RWKVTrainingPipeline:
             run = TrainingRun(
                 trainer, batches, plan, self.output_dir, validation=self._validation(), arguments=self._arguments(num_epochs),
                 how_to_resume=how_to_resume or "To go on: the same script with train(..., continue_training=True).",
+                callbacks=callbacks,
             )  # fmt: skip
             status = run.run()
         self.model = trainer.model

@@ -25,7 +25,7 @@ def _rate(work, tokens, seconds):
     """Tokens per second of the fastest call of work() within some seconds; the first call does not count."""
     work()
     best, end = 0.0, time.perf_counter() + seconds
-    while time.perf_counter() < end:
+    while not best or time.perf_counter() < end:
         began = time.perf_counter()
         work()
         best = max(best, tokens / (time.perf_counter() - began))
@@ -40,6 +40,11 @@ def run(args):
     from ..model import RWKV
     from ..trainer import Trainer
 
+    for name, least in (("micro_bsz", 1), ("ctx_len", 1), ("seconds", 0.0), ("threads", 0)):
+        if getattr(args, name) < least:
+            raise ValueError(f"--{name} is {getattr(args, name)}; it must be at least {least}")
+    if args.threads > 256:
+        raise ValueError(f"--threads is {args.threads}; it must be at most 256")
     if args.threads:
         set_num_threads(args.threads)
     config = ModelConfig(model_type="x070", n_layer=args.n_layer, n_embd=args.n_embd, vocab_size=args.vocab_size,

@@ -1,4 +1,4 @@
-"""What several commands share: finding a model and its tokenizer, text that arrives token by token."""
+"""What several commands share: finding a model, its tokenizer and data, text that arrives token by token."""
 
 import codecs
 import json
@@ -26,16 +26,48 @@ def work_dir_of(path):
 
 
 def load_model(args):
-    """(model, tokenizer or None) for the arguments of `model_options`.  Raises FileNotFoundError, FormatError."""
+    """(model, tokenizer or None) for the arguments of `model_options`.  Raises FileNotFoundError, FormatError, ValueError."""
     from ..model import RWKV
 
     directory, path = work_dir_of(args.model), Path(args.model)
     stored = _stored_config(directory / "configs" / "config.json") if directory else {}
     if path.is_dir():
         path = newest_checkpoint(directory / "out" if directory else path)
+    open_weights(path)
     ctx_len = stored["model"].get("ctx_len") if stored else None
+    tokenizer = _tokenizer(args.vocab, stored, directory)
     model = RWKV.load(path, precision=args.precision, backend=args.backend, **({"ctx_len": ctx_len} if ctx_len else {}))
-    return model, _tokenizer(args.vocab, stored, directory)
+    if tokenizer is not None and tokenizer.vocab_size > model.config.vocab_size:
+        raise ValueError(
+            f"the vocabulary {args.vocab or directory} has {tokenizer.vocab_size} ids, but {path} knows {model.config.vocab_size}:"
+            " give --vocab the file the model was trained with"
+        )
+    return model, tokenizer
+
+
+def open_weights(path):
+    """The `Checkpoint` of a weight file.  Raises FileNotFoundError, FormatError (also for the state of a run)."""
+    from ..checkpoint import read_checkpoint
+    from ..errors import FormatError
+
+    if not Path(path).exists():
+        raise FileNotFoundError(f"weights not found: {path}")
+    tensors = read_checkpoint(path)
+    if "about" in tensors:
+        raise FormatError(f"{path} is the state of a training run, not weights; use rwkv-final.pth or rwkv-N.pth beside it")
+    return tensors
+
+
+def open_data(prefix):
+    """`BinIdxDataset` of --data_file.  Raises FileNotFoundError with what makes the data, FormatError, OSError."""
+    from ..data.binidx import BinIdxDataset
+
+    missing = [end for end in (".bin", ".idx") if not Path(f"{prefix}{end}").is_file()]
+    if missing:
+        bare = str(prefix).removesuffix(".bin").removesuffix(".idx")
+        advice = "`rwkvtune prepare INPUT OUTPUT` makes both" if bare == str(prefix) else f"give it without the ending: {bare}"
+        raise FileNotFoundError(f"--data_file {prefix}: there is no file {prefix}{missing[0]}; {advice}")
+    return BinIdxDataset(prefix)
 
 
 def _stored_config(path):
@@ -77,26 +109,36 @@ def _tokenizer(vocab, stored, directory):
 class TextStream:
     """Writes tokens as text as they come; a character is written once all of its bytes are there.
 
-    tokenizer: its tokens are bytes (GenericTokenizer: by_bytes is True) or words put apart by spaces; None = ids.
+    A context manager.  tokenizer: its tokens are bytes (GenericTokenizer: by_bytes is True) or words put apart by spaces;
+    None = ids.  lead: text in front of the first token.  Where the block fails before that, nothing is written.
     """
 
-    def __init__(self, tokenizer, file=None):
+    def __init__(self, tokenizer, lead="", file=None):
         from ..data.tokenizers import GenericTokenizer
 
         self._tokenizer, self._file = tokenizer, file or sys.stdout
         self.by_bytes = isinstance(tokenizer, GenericTokenizer)
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._first = True
+        self._lead, self._began = lead + (" " if lead and not self.by_bytes else ""), False
+
+    def __enter__(self):
+        return self
 
     def __call__(self, token):
         if self.by_bytes:
             text = self._decoder.decode(self._tokenizer.decodeBytes([token]))
         else:
-            text = ("" if self._first else " ") + (self._tokenizer.decode([token]) if self._tokenizer else str(token))
-        self._first = False
+            text = self._tokenizer.decode([token]) if self._tokenizer else str(token)
+        between = "" if self.by_bytes else " "
+        self._write((between if self._began else self._lead) + text)
+        self._began = True
+
+    def _write(self, text):
         self._file.write(text)
         self._file.flush()
 
-    def close(self):
-        self._file.write(self._decoder.decode(b"", True) + "\n")
-        self._file.flush()
+    def __exit__(self, kind, *error):
+        if kind is None and not self._began:
+            self._write(self._lead + "\n")
+        elif self._began:
+            self._write(self._decoder.decode(b"", True) + "\n")

@@ -4,6 +4,7 @@ import os
 import sys
 
 from . import run_command
+from .common import open_weights
 
 SUMMARY = "Convert weights between .pth and .safetensors and between fp32, bf16 and fp16."
 
@@ -15,18 +16,19 @@ def add_arguments(parser):
 
 
 def run(args):
-    from ..checkpoint import read_checkpoint, write_pth, write_safetensors
+    from ..checkpoint import write_pth, write_safetensors
 
     writers = {".pth": write_pth, ".safetensors": write_safetensors}
     ending = os.path.splitext(args.target)[1]
     if ending not in writers:
         raise ValueError(f"{args.target}: the ending must be .pth or .safetensors")
-    if not os.path.exists(args.source):
-        raise FileNotFoundError(f"weights not found: {args.source}")
+    tensors = open_weights(args.source)
     if os.path.exists(args.target) and os.path.samefile(args.source, args.target):
         raise ValueError(f"{args.target}: source and target are the same file")
-    tensors = read_checkpoint(args.source)
-    writers[ending](args.target, tensors, dtype=args.dtype)
+    try:
+        writers[ending](args.target, tensors, dtype=args.dtype)
+    except TypeError as error:  # a type of numbers that the other format has no name for
+        raise ValueError(str(error)) from error
     print(f"{args.target}: {len(tensors)} tensors, {os.path.getsize(args.target):,} bytes")
 
 

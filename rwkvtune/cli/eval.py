@@ -1,48 +1,158 @@
-"""rwkvtune eval: how well a model predicts a text."""
+"""rwkvtune eval: how well a model predicts a text.
 
+The input is one stream of tokens after an end-of-document token, read and scored piece by piece with the state carried
+along, so that memory does not depend on its size.  Lines of JSONL give the stream `rwkvtune prepare --no_shuffle` would.
+"""
+
+import json
 import math
+import os
 import sys
-from pathlib import Path
 
 from . import run_command
-from .common import load_model, model_options
+from .common import load_model, model_options, open_data
 
-SUMMARY = "Measure loss, perplexity and bits per byte of a model on a text."
+SUMMARY = "Measure loss, perplexity and bits per byte of a model on a text, JSONL or bin/idx data."
+_READ = 1 << 20  # bytes of text at a time
+_CHUNK = 1024  # tokens at a time, as in `rwkvtune.evaluate`
 
 
 def add_arguments(parser):
     model_options(parser)
-    parser.add_argument("--text", default="", help="UTF-8 text file")
-    parser.add_argument("--data_file", default="", help="bin/idx data instead: the path without .bin and .idx")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--text", default="", help='UTF-8 text file; with the ending .jsonl, lines {"text": "..."}')
+    source.add_argument("--data_file", default="", help="bin/idx data instead: the path without .bin and .idx")
     parser.add_argument("--max_tokens", type=int, default=0, help="stop after so many tokens, 0 = all")
 
 
-def _tokens(args, tokenizer):
-    """(token ids, bytes of text or None)."""
-    if args.data_file:
-        from ..data.binidx import BinIdxDataset
+def text_ids(path, tokenizer, advance):
+    """The ids of a text file, a list at a time; together those of the whole text at once.
 
-        with BinIdxDataset(args.data_file) as dataset:
-            return dataset.stream().copy(), None
-    if not args.text:
-        raise ValueError("give --text FILE or --data_file PREFIX")
-    if tokenizer is None:
-        raise ValueError("a text needs the model's vocabulary: give --vocab FILE")
-    text = Path(args.text).read_text(encoding="utf-8")
-    return tokenizer.encode(text), len(text.encode("utf-8"))
+    The greedy choice of a token looks no further than the longest token reaches, so what lies that far before the
+    end of what has been read is final.  advance: called with the number of bytes read.  Raises ValueError, OSError.
+    """
+    longest = max((len(tokenizer.decodeBytes([token])) for token in range(tokenizer.vocab_size)), default=1)
+    rest, done = b"", False
+    with open(path, "rb") as file:
+        while not done:
+            at, data = file.tell(), file.read(max(_READ, 4 * longest)) + file.readline()
+            advance(len(data))
+            done = not data
+            try:
+                data.decode("utf-8")
+                ids = tokenizer.encodeBytes(rest + data)
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{path} is not UTF-8 text (byte {at + error.start + 1:,})") from None
+            except ValueError as error:
+                raise ValueError(f"{path}, counted from byte {at - len(rest):,}: {error}") from error
+            rest = b""
+            while ids and not done and len(rest) < longest:
+                rest = tokenizer.decodeBytes([ids.pop()]) + rest
+            yield ids
+
+
+def word_ids(path, tokenizer, advance):
+    """As `text_ids`, for a tokenizer of numbers: a line at a time."""
+    for number, line in _lines(path, advance):
+        try:
+            yield tokenizer.encode(line)
+        except ValueError as error:
+            raise ValueError(f"{path}:{number}: {error}") from error
+
+
+def jsonl_ids(path, tokenizer, advance):
+    """The ids of each line's "text", followed by the end-of-document token 0.  Raises ValueError with the line."""
+    for number, line in _lines(path, advance):
+        if not line.strip():
+            continue
+        try:
+            text = json.loads(line)["text"]
+            yield [*tokenizer.encode(text), 0]
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise ValueError(f'{path}:{number}: expected an object with a "text": {error}') from error
+
+
+def _lines(path, advance):
+    """(number, line) of a UTF-8 file."""
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            advance(len(line))
+            try:
+                yield number, line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{path}:{number}: not UTF-8 text (byte {error.start + 1} of the line)") from None
+
+
+def data_ids(dataset, advance):
+    """The ids of bin/idx data, a piece at a time."""
+    for at in range(0, dataset.total_tokens, _CHUNK):
+        ids = dataset.stream(at, min(_CHUNK, dataset.total_tokens - at))
+        advance(len(ids))
+        yield ids.tolist()
+
+
+def chunks(pieces, most):
+    """The ids of all pieces again, in lists of `_CHUNK` (the last is shorter); at most `most` ids, 0 = all."""
+    waiting, left = [], most or math.inf
+    for piece in pieces:
+        waiting += piece if len(piece) <= left else piece[: int(left)]
+        left -= len(piece)
+        whole = len(waiting) // _CHUNK * _CHUNK
+        yield from (waiting[at : at + _CHUNK] for at in range(0, whole, _CHUNK))
+        waiting = waiting[whole:]
+        if left <= 0:
+            break
+    if waiting:
+        yield waiting
+
+
+def score(model, parts, size_of):
+    """(sum of the losses in nats, tokens, sum of size_of(part)) over all parts, lists of ids.  Raises ValueError."""
+    import numpy as np
+
+    from ..arrays import ids_and_targets
+
+    total, count, size, last, state = 0.0, 0, 0, 0, None
+    for part in parts:
+        x, y = ids_and_targets(np.array([last, *part[:-1]]), np.array(part), model.config.vocab_size)
+        loss, n, state = model._core.loss(x, y, state)
+        total, count, size, last = total + loss, count + n, size + size_of(part), part[-1]
+    if not count:
+        raise ValueError("the input is empty; there is nothing to predict")
+    return total, count, size
+
+
+def _measure(args, model, tokenizer):
+    """`score` of what the arguments name, sizes in bytes of text; a progress bar where it takes more than a moment."""
+    from tqdm.auto import tqdm
+
+    from ..data.tokenizers import GenericTokenizer
+
+    of_bytes = isinstance(tokenizer, GenericTokenizer)
+    size_of = (lambda part: len(tokenizer.decodeBytes(part))) if of_bytes else lambda part: 0
+    if args.data_file:
+        with open_data(args.data_file) as dataset, tqdm(total=dataset.total_tokens, unit="token", unit_scale=True, delay=2) as bar:
+            return score(model, chunks(data_ids(dataset, bar.update), args.max_tokens), size_of)
+    read = jsonl_ids if args.text.endswith(".jsonl") else text_ids if of_bytes else word_ids
+    with tqdm(total=os.stat(args.text).st_size, unit="B", unit_scale=True, delay=2) as bar:
+        return score(model, chunks(read(args.text, tokenizer, bar.update), args.max_tokens), size_of)
 
 
 def run(args):
-    from ..trainer import bits, evaluate
+    from ..trainer import bits
 
+    if not args.text and not args.data_file:
+        raise ValueError("give --text FILE or --data_file PREFIX")
+    if args.max_tokens < 0:
+        raise ValueError(f"--max_tokens is {args.max_tokens}; it must be at least 0")
     model, tokenizer = load_model(args)
-    tokens, size = _tokens(args, tokenizer)
-    if args.max_tokens:
-        tokens, size = tokens[: args.max_tokens], None
-    loss, count = evaluate(model, tokens, context=[0])
+    if args.text and tokenizer is None:
+        raise ValueError("a text needs the model's vocabulary: give --vocab FILE")
+    total, count, size = _measure(args, model, tokenizer)
+    loss = total / count
     print(f"tokens {count:,}   loss {loss:.6f}   perplexity {math.exp(min(loss, 700)):.4f}")
     if size:
-        print(f"bytes {size:,}   bits per byte {bits(loss) * count / size:.4f}")
+        print(f"bytes {size:,}   bits per byte {bits(total) / size:.4f}")
 
 
 if __name__ == "__main__":

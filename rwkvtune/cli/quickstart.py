@@ -184,16 +184,10 @@ def _report(args, pipeline):
         print(f"  {name:40} {value:.3f}")
     prompt = _opening(held.decode())
     print(f"\nIt continues {prompt!r}:\n")
-    stream = TextStream(pipeline.tokenizer)
-    model.generate(
-        pipeline.tokenizer.encode(prompt),
-        args.max_new_tokens,
-        temperature=0.8,
-        top_p=0.9,
-        seed=args.seed,
-        stream=stream,
-    )
-    stream.close()
+    with TextStream(pipeline.tokenizer) as stream:
+        model.generate(
+            pipeline.tokenizer.encode(prompt), args.max_new_tokens, temperature=0.8, top_p=0.9, seed=args.seed, stream=stream
+        )
     return prompt
 
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from . import run_command
+from .common import open_data
 from .train_flags import add_flags, settle
 from .train_plan import epoch_samples, run_plan, show_plan
 from .train_start import (
@@ -36,15 +37,13 @@ def training_config(args):
 
 
 def _open_data(args):
-    from ..data.binidx import BinIdxDataset
-
     if args.data_type != "binidx":
         raise ValueError(
             f"--data_type {args.data_type}: make the data with `rwkvtune prepare INPUT OUTPUT` first, then --data_type binidx"
         )
     if not args.data_file:
         raise ValueError("give --data_file, the path of the data without .bin and .idx")
-    return BinIdxDataset(args.data_file)
+    return open_data(args.data_file)
 
 
 def _check_ids(dataset, vocab_size):
@@ -71,8 +70,16 @@ def _trainer(args, start, wanted, config):
     if start.epoch:
         print(f"continuing from {start.path} with a fresh optimizer (there is no trainer_state.pth)")
     trainer.steps = start.epoch * (epoch_samples(args, config.batch_size) // config.batch_size)
+    trainer.tokens = trainer.steps * config.batch_size * args.ctx_len
     trainer.position["epoch_begin"] = start.epoch
     return trainer
+
+
+def _callbacks(args):
+    """The `Callback`s asked for.  Raises ImportError where their package is missing, before the run begins."""
+    from ..callbacks import TensorBoardCallback, WandbCallback
+
+    return [*([TensorBoardCallback()] if args.tensorboard else []), *([WandbCallback(args.wandb)] if args.wandb else [])]
 
 
 def _dry_run(args, start, wanted, config):
@@ -111,7 +118,7 @@ def _train(args, wanted, config):
     from ..lock import RunLock
     from ..loop import BinIdxBatches, TrainingRun
 
-    out = Path(args.proj_dir)
+    out, callbacks = Path(args.proj_dir), _callbacks(args)
     with _open_data(args) as dataset:
         out.mkdir(parents=True, exist_ok=True)
         with RunLock(out):
@@ -129,7 +136,8 @@ def _train(args, wanted, config):
                 f" lr {config.lr_init:g} -> {config.lr_final:g}"
             )
             run = TrainingRun(trainer, batches, plan, out, arguments=vars(args), how_to_resume="To go on: the same command.",
-                              progress=args.enable_progress_bar, save_dtype=args.save_dtype or args.precision.replace("tf32", "fp32"))  # fmt: skip
+                              progress=args.enable_progress_bar, save_dtype=args.save_dtype or args.precision.replace("tf32", "fp32"),
+                              callbacks=callbacks)  # fmt: skip
             return 130 if run.run() == "interrupted" else 0
 
 

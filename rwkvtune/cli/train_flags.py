@@ -14,8 +14,8 @@ _LR_FINAL = 1e-5
 
 # Flags that mean nothing here, with RWKV-LM's defaults: accepted, so that its command lines run, and named when given.
 WITHOUT_EFFECT = {
-    "accelerator": "gpu", "devices": 1, "num_nodes": 1, "strategy": "auto", "ds_bucket_mb": 200, "wandb": "", "kernel": "",
-    "head_chunk": 0, "num_sanity_val_steps": 0, "check_val_every_n_epoch": 1, "log_every_n_steps": 1, "pre_ffn": 0, "head_qk": 0,
+    "accelerator": "gpu", "devices": 1, "num_nodes": 1, "strategy": "auto", "ds_bucket_mb": 200, "kernel": "", "head_chunk": 0,
+    "num_sanity_val_steps": 0, "check_val_every_n_epoch": 1, "log_every_n_steps": 1, "pre_ffn": 0, "head_qk": 0,
     "tiny_att_dim": 0, "tiny_att_layer": -999, "dropout": 0.0, "my_pile_version": 1, "my_pile_shift": -1, "layerwise_lr": 1,
     "my_sample_len": 0, "my_ffn_shift": 1, "my_att_shift": 1, "my_pos_emb": 0, "my_qa_mask": 0, "my_random_steps": 0,
 }  # fmt: skip
@@ -52,6 +52,8 @@ def _run_flags(group):
         help="1 = write rwkv-init.pth and end; all others train, going on with what --proj_dir holds")  # fmt: skip
     add("--dry_run", action="store_true", help="print the plan (size, memory, steps, time), write nothing and end")
     add("--random_seed", type=int, default=-1, help="of the initialisation; negative = 0")
+    add("--wandb", default="", help="project of Weights & Biases to log to (needs `pip install wandb`); '' = none")
+    add("--tensorboard", action="store_true", help="log for TensorBoard to PROJ_DIR/tensorboard (needs `pip install tensorboard`)")
     add("--enable_progress_bar", type=_truth, default=True, help="show the progress bar")
 
 
