@@ -5,7 +5,9 @@ NumPy has no bfloat16, so it is kept as its 16 bits in uint16: value = float32 w
 float32 to bfloat16 is to nearest, ties to even: bits + 0x7fff + (bit 16 of bits), then >> 16.
 """
 
+import contextlib
 import math
+import mmap
 from collections.abc import Mapping
 
 import numpy as np
@@ -25,6 +27,7 @@ FLOATING = ("float64", "float32", "bfloat16", "float16")
 PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 _NO_NUMBERS = frozenset(name for name in STORED_AS if name.startswith("float8") or name == "complex32")
 _PREFIXES = ("_forward_module.", "module.", "model.")
+_BEYOND_FLOAT16 = 65520  # from here on numbers round to infinity: half-way between the largest, 65504, and 65536
 _CHUNK = 1 << 20  # elements converted at a time when writing: 4 MiB of float32
 
 
@@ -61,6 +64,11 @@ class LazyTensor:
     def numel(self):
         """Number of elements."""
         return math.prod(self.shape)
+
+    @property
+    def span(self):
+        """Elements of the file from the first to the last of the tensor, those in between included."""
+        return 1 + sum((size - 1) * step for size, step in zip(self.shape, self.strides)) if self.numel else 0
 
     @property
     def nbytes(self):
@@ -106,6 +114,14 @@ class LazyTensor:
         out = np.empty(self.shape, dtype)
         np.copyto(out, array, casting="same_kind")
         return out
+
+    def release(self, first, end):
+        """Let go of the memory that elements first to end, in the order of the file, take; the next use reads them again."""
+        if isinstance(self._buffer, mmap.mmap) and hasattr(self._buffer, "madvise") and end > first:
+            size = itemsize(self.dtype)
+            start = (self._start + first * size) // mmap.PAGESIZE * mmap.PAGESIZE
+            with contextlib.suppress(OSError):  # where the system keeps its pages, only memory is lost
+                self._buffer.madvise(mmap.MADV_DONTNEED, start, self._start + end * size - start)
 
     def __array__(self, dtype=None, copy=None):
         array = self.numpy(dtype)
@@ -199,29 +215,45 @@ def target_dtype(name, value, wanted):
     return PRECISIONS[wanted] if wanted is not None and own in FLOATING else own
 
 
+def _runs(array):
+    """An array of any strides as contiguous 1-D arrays that follow one another in C order."""
+    if array.flags.c_contiguous:
+        yield array.reshape(-1)
+        return
+    array = array.reshape([size for size in array.shape if size != 1])
+    rows = max(1, _CHUNK // max(1, math.prod(array.shape[1:])))
+    for start in range(0, len(array), rows):
+        yield np.ascontiguousarray(array[start : start + rows]).reshape(-1)
+
+
 def stored_chunks(name, value, target):
     """The bytes of a tensor in C order, converted to dtype name `target`, as an iterator of contiguous 1-D arrays.
 
-    Besides the tensor itself (copied once when it is not contiguous) only a chunk of memory is in use.
+    Besides the tensor itself only a chunk of memory is in use; of a tensor in a file, what has been passed is let go.
     Raises ValueError when a finite number does not fit float16.
     """
     own = _dtype_of(name, value)
     array = value.raw() if isinstance(value, LazyTensor) else np.asarray(value)
-    flat = np.ascontiguousarray(array).reshape(-1)
-    for start in range(0, flat.size, _CHUNK):
-        chunk = flat[start : start + _CHUNK]
-        chunk = np.ascontiguousarray(chunk, chunk.dtype.newbyteorder("<"))
-        if own != target:
-            chunk = _convert(name, widen_bfloat16(chunk) if own == "bfloat16" else chunk, target)
-        yield chunk
+    in_order, done = isinstance(value, LazyTensor) and array.flags.c_contiguous, 0
+    for run in _runs(array):
+        for start in range(0, run.size, _CHUNK):
+            chunk = run[start : start + _CHUNK]
+            chunk = np.ascontiguousarray(chunk, chunk.dtype.newbyteorder("<"))
+            if own != target:
+                chunk = _convert(name, widen_bfloat16(chunk) if own == "bfloat16" else chunk, target)
+            yield chunk
+            done += len(chunk)
+            if in_order:
+                value.release(done - len(chunk), done)
+    if isinstance(value, LazyTensor) and not in_order:
+        value.release(0, value.span)
 
 
 def _convert(name, values, target):
     """Floating-point numbers (1-D) as the stored form of dtype name `target`."""
     if target == "bfloat16":
         return round_to_bfloat16(values if values.dtype == np.float64 else values.astype(np.float32))
-    with np.errstate(over="ignore"):
-        out = values.astype(STORED_AS[target])
-    if target == "float16" and np.any(np.isinf(out) & np.isfinite(values)):
+    if target == "float16" and np.any((np.abs(values) >= _BEYOND_FLOAT16) & np.isfinite(values)):
         raise ValueError(f"tensor {name!r} holds numbers beyond float16 (largest 65504); write it as bf16 or fp32")
-    return out
+    with np.errstate(over="ignore"):
+        return values.astype(STORED_AS[target])
