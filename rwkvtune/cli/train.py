@@ -96,13 +96,14 @@ def _dry_run(args, start, wanted, config):
         _check_ids(dataset, found.vocab_size)
         plan = run_plan(args, place["position"]["epoch_begin"], config, dataset.total_tokens)
         prime = BinIdxBatches(dataset, args.ctx_len, config.batch_size, args.magic_prime).samples
-        data = f"{args.data_file}: {dataset.total_tokens:,} tokens, {prime:,} samples a pass"
+        data = f"{args.data_file}: {dataset.total_tokens:,} tokens, {prime:,} samples a pass (magic prime)"
     beginning = "fresh weights" if start.kind == "fresh" else start.path
     show_plan(found, config, beginning, plan, data, place.get("steps", plan.first_step))
 
 
 def _write_initial(args, wanted, config):
     from ..lock import RunLock
+    from ..loop import STATE_NAME
     from ..model import RWKV
 
     out = Path(args.proj_dir)
@@ -110,7 +111,11 @@ def _write_initial(args, wanted, config):
     with RunLock(out):
         model = RWKV(new_model_config(args, wanted), seed=config.random_seed)
         model.save(out / INIT_NAME)
+        begun = [name for name in (STATE_NAME, *(path.name for path in out.glob("rwkv-[0-9]*.pth"))) if (out / name).exists()]
     print(f"{out / INIT_NAME}: {model!r}\nNow go for stage 2 or 3.")
+    if begun:
+        print(f"rwkvtune train: {out} holds a run ({begun[0]}), which training goes on with; new weights need another --proj_dir",
+              file=sys.stderr)  # fmt: skip
 
 
 def _train(args, wanted, config):
@@ -138,7 +143,19 @@ def _train(args, wanted, config):
             run = TrainingRun(trainer, batches, plan, out, arguments=vars(args), how_to_resume="To go on: the same command.",
                               progress=args.enable_progress_bar, save_dtype=args.save_dtype or args.precision.replace("tf32", "fp32"),
                               callbacks=callbacks)  # fmt: skip
-            return 130 if run.run() == "interrupted" else 0
+            return _told(run, trainer.steps)
+
+
+def _told(run, steps_before):
+    """Runs a `TrainingRun` and tells how it ended.  Returns the exit code."""
+    from ..loop import FINAL_NAME
+
+    if run.run() == "interrupted":
+        return 130
+    picture = run.out / "loss.png"
+    what = "Finished" if run.trainer.steps > steps_before else "This run was finished before; --my_exit_tokens or --epoch_count sets its end. It ended"
+    print(f"{what} at step {run.trainer.steps}: weights {run.out / FINAL_NAME}, loss curve {picture if picture.exists() else run.out / 'loss.csv'}")
+    return 0
 
 
 def run(args):

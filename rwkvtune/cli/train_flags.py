@@ -12,12 +12,18 @@ _RECOMMENDED = {"ctx_len": (1024, "recommended_ctx_len"), "micro_bsz": (12, "rec
                 "lr_init": (6e-4, "recommended_lr")}  # fmt: skip
 _LR_FINAL = 1e-5
 
-# Flags that mean nothing here, with RWKV-LM's defaults: accepted, so that its command lines run, and named when given.
+# Flags that mean nothing here: RWKV-LM's default, and why.  Accepted, so that its command lines run, and named when given.
+_OLD_LAYERS, _LIGHTNING = "an option of layers this package does not have", "a setting of Lightning"
 WITHOUT_EFFECT = {
-    "accelerator": "gpu", "devices": 1, "num_nodes": 1, "strategy": "auto", "ds_bucket_mb": 200, "kernel": "", "head_chunk": 0,
-    "num_sanity_val_steps": 0, "check_val_every_n_epoch": 1, "log_every_n_steps": 1, "pre_ffn": 0, "head_qk": 0,
-    "tiny_att_dim": 0, "tiny_att_layer": -999, "dropout": 0.0, "my_pile_version": 1, "my_pile_shift": -1, "layerwise_lr": 1,
-    "my_sample_len": 0, "my_ffn_shift": 1, "my_att_shift": 1, "my_pos_emb": 0, "my_qa_mask": 0, "my_random_steps": 0,
+    "accelerator": ("gpu", "the processor computes"), "devices": (1, "one process computes"), "num_nodes": (1, "one process computes"),
+    "strategy": ("auto", "one process computes"), "ds_bucket_mb": (200, "a setting of DeepSpeed"),
+    "kernel": ("", "a choice of CUDA kernels"), "head_chunk": (0, "the loss is always computed in pieces"),
+    "num_sanity_val_steps": (0, _LIGHTNING), "check_val_every_n_epoch": (1, _LIGHTNING), "log_every_n_steps": (1, "every step is logged"),
+    "pre_ffn": (0, _OLD_LAYERS), "head_qk": (0, _OLD_LAYERS), "tiny_att_dim": (0, _OLD_LAYERS), "tiny_att_layer": (-999, _OLD_LAYERS),
+    "dropout": (0.0, _OLD_LAYERS), "my_pile_version": (1, "a choice of sampling for one data set"),
+    "my_pile_shift": (-1, "a choice of sampling for one data set"), "layerwise_lr": (1, "the parameter groups are always those of RWKV-LM"),
+    "my_sample_len": (0, "samples are ctx_len tokens"), "my_ffn_shift": (1, _OLD_LAYERS), "my_att_shift": (1, _OLD_LAYERS),
+    "my_pos_emb": (0, _OLD_LAYERS), "my_qa_mask": (0, "every token of bin/idx data counts"), "my_random_steps": (0, "samples follow the magic prime"),
 }  # fmt: skip
 DATA_TYPES = ("binidx", "utf-8", "utf-16le", "numpy", "dummy", "uint16")
 
@@ -39,8 +45,8 @@ def add_flags(parser):
     _length_flags(parser.add_argument_group("length and checkpoints"))
     _optimizer_flags(parser.add_argument_group("optimizer"))
     group = parser.add_argument_group("accepted for RWKV-LM's scripts, without effect here")
-    for name, default in WITHOUT_EFFECT.items():
-        group.add_argument(f"--{name}", type=type(default), help=f"no effect (RWKV-LM's default: {default!r})")
+    for name, (default, why) in WITHOUT_EFFECT.items():
+        group.add_argument(f"--{name}", type=type(default), help=f"no effect: {why} (RWKV-LM's default: {default!r})")
 
 
 def _run_flags(group):
@@ -51,7 +57,7 @@ def _run_flags(group):
     add("--train_stage", "--my_pile_stage", dest="train_stage", type=int, default=0, choices=(0, 1, 2, 3),
         help="1 = write rwkv-init.pth and end; all others train, going on with what --proj_dir holds")  # fmt: skip
     add("--dry_run", action="store_true", help="print the plan (size, memory, steps, time), write nothing and end")
-    add("--random_seed", type=int, default=-1, help="of the initialisation; negative = 0")
+    add("--random_seed", type=int, default=-1, help="seed of new weights; negative = 0, so that a run can be repeated")
     add("--wandb", default="", help="project of Weights & Biases to log to (needs `pip install wandb`); '' = none")
     add("--tensorboard", action="store_true", help="log for TensorBoard to PROJ_DIR/tensorboard (needs `pip install tensorboard`)")
     add("--enable_progress_bar", type=_truth, default=True, help="show the progress bar")
@@ -87,27 +93,27 @@ def _length_flags(group):
     add("--epoch_begin", type=int, default=0, help="epochs that --load_model has behind it")
     add("--epoch_save", type=int, default=5, help="write rwkv-N.pth every so many epochs")
     add("--my_exit", type=int, default=99999999, help="end at this epoch at the latest")
-    add("--save_dtype", default="", choices=("", "fp32", "bf16", "fp16"), help="of the weights written; default: --precision")  # fmt: skip
-    add("--save_every_seconds", type=float, default=60.0, help="how often the resume state is written")
+    add("--save_dtype", default="", choices=("", "fp32", "bf16", "fp16"), help="type of the weights written; '' = as --precision says")  # fmt: skip
+    add("--save_every_seconds", type=float, default=60.0, help="seconds between two writings of the resume state, 0 = at the end of epochs only")
 
 
 def _optimizer_flags(group):
     add = group.add_argument
     add("--micro_bsz", type=int,
-        help="samples of a micro-batch (default: 12, or as --model_config recommends); with accumulation it must divide 40320")  # fmt: skip
+        help="samples of a micro-batch; times --accumulate_grad_batches it must divide 40320 (default: 12, or as --model_config recommends)")  # fmt: skip
     add("--accumulate_grad_batches", type=int, default=1, help="micro-batches of a step")
     add("--lr_init", type=float, help="first learning rate (default: 0.0006, or as --model_config recommends)")
     add("--lr_final", type=float, help="last learning rate (default: 1e-05, or lr_init where that is lower)")
-    add("--warmup_steps", type=int, default=-1, help="-1 = none, 10 when going on from weights of this run")
-    add("--beta1", type=float, default=0.9, help="Adam")
-    add("--beta2", type=float, default=0.99, help="Adam")
-    add("--adam_eps", type=float, default=1e-18, help="Adam")
-    add("--weight_decay", type=float, default=0.0, help="of matrices")
-    add("--weight_decay_final", type=float, default=-1.0, help="> 0: where the decay goes")
+    add("--warmup_steps", type=int, default=-1, help="steps in which the rate rises to the first; -1 = none, 10 when going on from weights without a state")
+    add("--beta1", type=float, default=0.9, help="how slowly Adam forgets earlier gradients")
+    add("--beta2", type=float, default=0.99, help="how slowly Adam forgets their squares")
+    add("--adam_eps", type=float, default=1e-18, help="added to the root in Adam's denominator")
+    add("--weight_decay", type=float, default=0.0, help="decay of the matrices (names in .weight), apart from the gradient")
+    add("--weight_decay_final", type=float, default=-1.0, help="> 0 = the decay goes there during the run")
     add("--my_pile_edecay", type=int, default=0, help="epoch where the decay by epochs begins (negative --my_exit_tokens)")  # fmt: skip
-    add("--grad_clip", type=float, default=1.0, help="largest gradient norm")
+    add("--grad_clip", type=float, default=1.0, help="largest norm of the gradient, 0 = no limit")
     add("--grad_cp", type=int, default=0, help="1 = recompute activations, less memory")
-    add("--precision", default="fp32", choices=("fp32", "tf32", "bf16", "fp16"), help="the CPU trains in fp32 and saves so")  # fmt: skip
+    add("--precision", default="fp32", choices=("fp32", "tf32", "bf16", "fp16"), help="type of the weights written; the CPU computes in fp32")  # fmt: skip
     add("--train_type", default="", choices=("", "states"), help="states = train initial states only")
 
 
@@ -135,6 +141,6 @@ def settle(args, config):
     given = [name for name in WITHOUT_EFFECT if getattr(args, name) is not None]
     if given:
         print(f"rwkvtune train: without effect here: {', '.join(f'--{name}' for name in given)}", file=sys.stderr)
-    for name, default in WITHOUT_EFFECT.items():
+    for name, (default, _) in WITHOUT_EFFECT.items():
         if getattr(args, name) is None:
             setattr(args, name, default)

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -232,12 +233,26 @@ def test_default_sizes(capsys, tmp_path):
 
 
 def test_every_flag_without_effect_is_named_in_one_line(capsys):
-    args = parsed(*(word for name, default in WITHOUT_EFFECT.items() for word in (f"--{name}", str(default))))
+    args = parsed(*(word for name, (default, _) in WITHOUT_EFFECT.items() for word in (f"--{name}", str(default))))
     lines = capsys.readouterr().err.splitlines()
     assert lines == ["rwkvtune train: without effect here: " + ", ".join(f"--{name}" for name in WITHOUT_EFFECT)]
-    assert all(getattr(args, name) == default for name, default in WITHOUT_EFFECT.items())
+    assert all(getattr(args, name) == default for name, (default, _) in WITHOUT_EFFECT.items())
     parsed("--lr_init", "1e-3")
     assert capsys.readouterr().err == ""
+
+
+def test_table_of_the_flags():
+    """docs/train_flags.md says of every flag what the parser says; `python tools/flag_table.py` prints the table anew."""
+    table = runpy.run_path(str(EXAMPLES.parent / "tools" / "flag_table.py"))["flag_table"]()
+    assert all(f"`--{name}`" in table for name in RWKV_LM)
+    assert (EXAMPLES.parent / "docs" / "train_flags.md").read_text(encoding="utf-8").endswith("\n\n" + table)
+
+
+def test_the_end_is_told(capsys, place, data):
+    argv = small(data, "--my_exit_tokens", "256")
+    assert "Finished at step 2: weights out/rwkv-final.pth, loss curve out/loss.png" in train(capsys, *argv).out
+    assert "was finished before" in train(capsys, *argv).out
+    assert "holds a run (trainer_state.pth)" in train(capsys, *argv, "--train_stage", "1").err
 
 
 def small(data, *argv):
