@@ -10,7 +10,8 @@ attention 4 C                     -                       -              -      
 """
 
 import math
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from html import escape
 from typing import Any
 
 _ARCHITECTURES = {"x052": "rwkv5", "x060": "rwkv6", "x070": "rwkv7"}
@@ -53,8 +54,29 @@ def _check_number(name, value, low=-math.inf, high=math.inf, open_high=False):
     return value
 
 
+def _html_table(title, rows):
+    """An HTML table of (name, value, whether it stands out) for notebooks."""
+    cells = "".join(
+        f"<tr><td style='text-align:left'><code>{escape(name)}</code></td>"
+        f"<td style='text-align:left'>{'<b>' if marked else ''}{escape(str(value))}{'</b>' if marked else ''}</td></tr>"
+        for name, value, marked in rows
+    )
+    return f"<table><caption style='text-align:left'>{escape(title)}</caption>{cells}</table>"
+
+
 class _Replace:
-    """`replace` and `to_dict` for the configurations."""
+    """`replace`, `to_dict` and the display in notebooks for the configurations."""
+
+    def _repr_html_(self):
+        """The fields as a table, those that are not the default in bold; widths that follow a rule are worked out."""
+        rows = []
+        for f in fields(self):
+            value = getattr(self, f.name)
+            default = f.default_factory() if f.default_factory is not MISSING else f.default
+            given = self.to_dict().get(f.name) != default
+            if not f.name.startswith("_") and f.repr and value not in ("", None):
+                rows.append((f.name, value, given))
+        return _html_table(type(self).__name__, rows)
 
     def to_dict(self):
         """dict: every field by name, in plain Python values."""

@@ -167,7 +167,7 @@ class TrainingRun:
     def _bar(self):
         from tqdm.auto import tqdm
 
-        quick = sys.stderr.isatty()
+        quick = sys.stderr.isatty() or "ipykernel" in sys.modules  # a notebook shows the bar in place, as a terminal does
         return tqdm(total=self.plan.total_steps, initial=self.trainer.steps, unit="step", disable=not self.progress, dynamic_ncols=quick,
                     mininterval=0.5 if quick else 10.0)  # fmt: skip
 

@@ -131,3 +131,13 @@ def test_training_config_refuses(values, words):
 def test_unknown_field_is_named():
     with pytest.raises(ValueError, match="lr_int.*lr_init"):
         TrainingConfig.from_dict({"lr_int": 1})
+
+
+def test_display_in_a_notebook():
+    html = ModelConfig(model_type="x070", n_embd=96, head_size_a=32, description="<b> & co")._repr_html_()
+    assert "<caption style='text-align:left'>ModelConfig</caption>" in html
+    assert "<code>n_embd</code></td><td style='text-align:left'><b>96</b>" in html  # given
+    assert "<code>dim_ffn</code></td><td style='text-align:left'>384<" in html  # by the rule
+    assert "<code>ctx_len</code></td><td style='text-align:left'>1024<" in html  # the default
+    assert "&lt;b&gt; &amp; co" in html and "config_dict" not in html and "_derived" not in html
+    assert "<code>lr_init</code></td><td style='text-align:left'><b>0.001</b>" in TrainingConfig(lr_init=1e-3)._repr_html_()
