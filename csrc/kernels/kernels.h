@@ -114,7 +114,7 @@ typedef struct RkWkv6Head {
 
 static inline size_t rk_wkv6_fwd_scratch(size_t N) { return RK_WKV_TOKENS * N + RK_LANES_MAX; }
 static inline size_t rk_wkv6_bwd_scratch(size_t N) {
-    return 10 * RK_WKV_TOKENS * N + RK_WKV_TOKENS * RK_WKV6_ROW_MAX + 3 * RK_WKV_TOKENS * RK_LANES_MAX + RK_LANES_MAX;
+    return RK_WKV_TOKENS * (10 * N + 6 * RK_LANES_MAX + RK_WKV6_ROW_MAX) + RK_LANES_MAX;
 }
 
 typedef struct RkXentRow {

@@ -8,6 +8,7 @@
  *   vec_sum, vec_max_lane            over the lanes
  *   vec_sum_rows                     RK_LANES rows of RK_LANES floats -> the vector of their sums: as many horizontal sums at once
  *                                    for the price of about two
+ *   vec_transpose                    the columns of RK_LANES rows of RK_LANES floats that lie `stride` apart
  *   vec_pow2, vec_ldexp              2^n for n in [-126, 127], and a 2^n for any n; n is given as n + RK_ROUND
  *   vec_sum64_*                      a sum of squares in float64
  * and the register tiles of the wkv kernels. */

@@ -59,6 +59,21 @@ SIMD Vec vec_sum_rows(const float *rows) {
     return _mm256_permute2f128_ps(low, high, 0x21) + _mm256_blend_ps(low, high, 0xf0);
 }
 
+SIMD void vec_transpose(const float *rows, size_t stride, Vec *columns) {
+    Vec u[8];
+    for (int r = 0; r < RK_LANES; r += 4) { /* within each 128 bits */
+        Vec a = vec_load(rows + (size_t)r * stride), b = vec_load(rows + (size_t)(r + 1) * stride);
+        Vec c = vec_load(rows + (size_t)(r + 2) * stride), d = vec_load(rows + (size_t)(r + 3) * stride);
+        Vec ab = _mm256_unpacklo_ps(a, b), cd = _mm256_unpacklo_ps(c, d), AB = _mm256_unpackhi_ps(a, b), CD = _mm256_unpackhi_ps(c, d);
+        u[r] = _mm256_shuffle_ps(ab, cd, 0x44), u[r + 1] = _mm256_shuffle_ps(ab, cd, 0xee);
+        u[r + 2] = _mm256_shuffle_ps(AB, CD, 0x44), u[r + 3] = _mm256_shuffle_ps(AB, CD, 0xee);
+    }
+    for (int k = 0; k < 4; k++) {
+        columns[k] = _mm256_permute2f128_ps(u[k], u[4 + k], 0x20);
+        columns[4 + k] = _mm256_permute2f128_ps(u[k], u[4 + k], 0x31);
+    }
+}
+
 SIMD Vec vec_pow2(Vec shifted) {
     __m256i n = _mm256_add_epi32(_mm256_castps_si256(shifted), _mm256_set1_epi32(127));
     return _mm256_castsi256_ps(_mm256_slli_epi32(n, 23));

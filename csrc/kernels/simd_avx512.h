@@ -50,6 +50,23 @@ SIMD Vec vec_sum_rows(const float *rows) {
     return _mm512_shuffle_f32x4(low, high, 0x88) + _mm512_shuffle_f32x4(low, high, 0xdd);
 }
 
+SIMD void vec_transpose(const float *rows, size_t stride, Vec *columns) {
+    Vec u[16];
+    for (int r = 0; r < RK_LANES; r += 4) { /* within each 128 bits */
+        Vec a = vec_load(rows + (size_t)r * stride), b = vec_load(rows + (size_t)(r + 1) * stride);
+        Vec c = vec_load(rows + (size_t)(r + 2) * stride), d = vec_load(rows + (size_t)(r + 3) * stride);
+        Vec ab = _mm512_unpacklo_ps(a, b), cd = _mm512_unpacklo_ps(c, d), AB = _mm512_unpackhi_ps(a, b), CD = _mm512_unpackhi_ps(c, d);
+        u[r] = _mm512_shuffle_ps(ab, cd, 0x44), u[r + 1] = _mm512_shuffle_ps(ab, cd, 0xee);
+        u[r + 2] = _mm512_shuffle_ps(AB, CD, 0x44), u[r + 3] = _mm512_shuffle_ps(AB, CD, 0xee);
+    }
+    for (int k = 0; k < 4; k++) {
+        Vec even = _mm512_shuffle_f32x4(u[k], u[4 + k], 0x88), odd = _mm512_shuffle_f32x4(u[k], u[4 + k], 0xdd);
+        Vec even2 = _mm512_shuffle_f32x4(u[8 + k], u[12 + k], 0x88), odd2 = _mm512_shuffle_f32x4(u[8 + k], u[12 + k], 0xdd);
+        columns[k] = _mm512_shuffle_f32x4(even, even2, 0x88), columns[4 + k] = _mm512_shuffle_f32x4(odd, odd2, 0x88);
+        columns[8 + k] = _mm512_shuffle_f32x4(even, even2, 0xdd), columns[12 + k] = _mm512_shuffle_f32x4(odd, odd2, 0xdd);
+    }
+}
+
 SIMD Vec vec_pow2(Vec shifted) {
     __m512i n = _mm512_add_epi32(_mm512_castps_si512(shifted), _mm512_set1_epi32(127));
     return _mm512_castsi512_ps(_mm512_slli_epi32(n, 23));

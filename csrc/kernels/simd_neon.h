@@ -45,6 +45,14 @@ SIMD Vec vec_sum_rows(const float *rows) {
     return vpaddq_f32(vpaddq_f32(vec_load(rows), vec_load(rows + 4)), vpaddq_f32(vec_load(rows + 8), vec_load(rows + 12)));
 }
 
+SIMD void vec_transpose(const float *rows, size_t stride, Vec *columns) {
+    Vec a = vec_load(rows), b = vec_load(rows + stride), c = vec_load(rows + 2 * stride), d = vec_load(rows + 3 * stride);
+    float64x2_t ab = vreinterpretq_f64_f32(vtrn1q_f32(a, b)), AB = vreinterpretq_f64_f32(vtrn2q_f32(a, b));
+    float64x2_t cd = vreinterpretq_f64_f32(vtrn1q_f32(c, d)), CD = vreinterpretq_f64_f32(vtrn2q_f32(c, d));
+    columns[0] = vreinterpretq_f32_f64(vtrn1q_f64(ab, cd)), columns[1] = vreinterpretq_f32_f64(vtrn1q_f64(AB, CD));
+    columns[2] = vreinterpretq_f32_f64(vtrn2q_f64(ab, cd)), columns[3] = vreinterpretq_f32_f64(vtrn2q_f64(AB, CD));
+}
+
 SIMD Vec vec_pow2(Vec shifted) {
     return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vreinterpretq_s32_f32(shifted), vdupq_n_s32(127)), 23));
 }

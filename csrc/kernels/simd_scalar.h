@@ -27,6 +27,10 @@ SIMD Vec vec_copy_sign(Vec size, Vec sign) { return __builtin_copysignf(size, si
 SIMD float vec_sum(Vec v) { return v; }
 SIMD float vec_max_lane(Vec v) { return v; }
 SIMD Vec vec_sum_rows(const float *rows) { return *rows; }
+SIMD void vec_transpose(const float *rows, size_t stride, Vec *columns) {
+    (void)stride;
+    *columns = *rows;
+}
 
 SIMD Vec vec_pow2(Vec shifted) { return rk_float_of((rk_bits_of(shifted) + 127) << 23); }
 SIMD Vec vec_ldexp(Vec a, Vec shifted) {

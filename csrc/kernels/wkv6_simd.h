@@ -95,7 +95,8 @@ typedef struct Wkv6Chunk {
     const RkWkv6Head *h;
     size_t at, tokens;
     float *r, *k, *v, *dy, *d, *slope, *dv;
-    float *along[WKV6_SUMS]; /* dr, dk, dd as (key, token) */
+    float *along[WKV6_SUMS]; /* dr, dk, dd as (key, token), then as (token, key) where these rows have done their work: */
+    float *out[WKV6_SUMS];
     float *before;           /* a tile of one row of S before every token */
     float *sums;             /* WKV6_SUMS x (token, lane) */
     const float *first;      /* the state before the chunk */
@@ -127,7 +128,7 @@ SIMD void wkv6_pack(Wkv6Chunk *c, const size_t N) {
 SIMD void wkv6_row_tile(const Wkv6Chunk *c, size_t j, const size_t N, size_t i, size_t n, const int tile) {
     const size_t d_step = c->h->w_stride ? N : 0;
     float *D = c->h->state + j * N + i;
-    Vec x[RK_WKV_ROW_TILE];
+    Vec x[RK_WKV_BWD_TILE];
     for (int u = 0; u < tile; u++) x[u] = vec_load_part(c->first + j * N + i + u * RK_LANES, LEFT(n, u));
     for (size_t t = 0; t < c->tokens; t++) {
         const float *v = c->v + t * N + i;
@@ -184,17 +185,22 @@ SIMD void wkv6_out_at(const Wkv6Out *o, size_t i, size_t n) {
     vec_store_part(o->dw_out + i, n, dw);
 }
 
+SIMD void wkv6_turn(const Wkv6Chunk *c, const float *along, float *out, const size_t N) {
+    for (size_t j = 0; j < N; j += RK_LANES)
+        for (size_t t = 0; t < c->tokens; t += RK_LANES) {
+            Vec columns[RK_LANES];
+            vec_transpose(along + j * RK_WKV_TOKENS + t, RK_WKV_TOKENS, columns);
+            for (size_t k = 0; k < RK_LANES; k++) vec_store_part(out + (t + k) * N + j, N - j, columns[k]);
+        }
+}
+
 SIMD void wkv6_write(Wkv6Chunk *c, const size_t N) {
     const RkWkv6Head *h = c->h;
+    for (size_t t = 0; t < c->tokens; t++) memcpy(h->dv + c->at + t * h->stride, c->dv + t * N, N * sizeof(float));
+    for (int q = 0; q < WKV6_SUMS; q++) wkv6_turn(c, c->along[q], c->out[q], N);
     for (size_t t = 0; t < c->tokens; t++) {
         size_t at = c->at + t * h->stride, row = t * N;
-        memcpy(h->dv + at, c->dv + row, N * sizeof(float));
-        for (size_t j = 0; j < N; j++) { /* dy and v have done their work: their rows take the sums */
-            c->dy[row + j] = c->along[WKV6_DR][j * RK_WKV_TOKENS + t];
-            c->v[row + j] = c->along[WKV6_DK][j * RK_WKV_TOKENS + t];
-            c->dv[row + j] = c->along[WKV6_DD][j * RK_WKV_TOKENS + t];
-        }
-        Wkv6Out o = {c->r + row, c->k + row, h->u, c->dy + row, c->v + row, c->dv + row, c->slope + (h->w_stride ? row : 0),
+        Wkv6Out o = {c->r + row, c->k + row, h->u, c->out[WKV6_DR] + row, c->out[WKV6_DK] + row, c->out[WKV6_DD] + row, c->slope + (h->w_stride ? row : 0),
                      h->dr + at, h->dk + at, h->w_stride ? h->dw + at : h->dw, h->du, c->eta[t], !h->w_stride};
         SWEEP(wkv6_out_at, &o, 0, N);
     }
@@ -202,11 +208,12 @@ SIMD void wkv6_write(Wkv6Chunk *c, const size_t N) {
 
 SIMD void wkv6_bwd_any(const RkWkv6Head *head, const size_t N, const int tile) {
     const RkWkv6Head h = *head;
-    const size_t packed = RK_WKV_TOKENS * N;
+    const size_t packed = RK_WKV_TOKENS * N, padded = RK_WKV_TOKENS * (N + RK_LANES_MAX);
     Wkv6Chunk c = {.h = &h, .r = h.scratch, .k = h.scratch + packed, .v = h.scratch + 2 * packed, .dy = h.scratch + 3 * packed,
                    .d = h.scratch + 4 * packed, .slope = h.scratch + 5 * packed, .dv = h.scratch + 6 * packed};
-    for (int q = 0; q < WKV6_SUMS; q++) c.along[q] = h.scratch + (7 + (size_t)q) * packed;
-    c.before = h.scratch + 10 * packed;
+    c.out[WKV6_DR] = c.dy, c.out[WKV6_DK] = c.v, c.out[WKV6_DD] = c.dv;
+    for (size_t q = 0; q < WKV6_SUMS; q++) c.along[q] = h.scratch + 7 * packed + q * padded;
+    c.before = h.scratch + 7 * packed + WKV6_SUMS * padded;
     c.sums = c.before + RK_WKV_TOKENS * RK_WKV6_ROW_MAX;
     memset(c.sums, 0, WKV6_SUMS * WKV6_SUM * sizeof *c.sums); /* tokens past the last are summed too, and dropped */
     for (size_t chunk = (h.T + RK_WKV_TOKENS - 1) / RK_WKV_TOKENS; chunk-- > 0;) {
@@ -224,12 +231,12 @@ SIMD void wkv6_bwd_any(const RkWkv6Head *head, const size_t N, const int tile) {
 
 #define WKV6_SIZED(N)                                                                                                \
     static void wkv6_fwd_##N(const RkWkv6Head *h) { wkv6_fwd_any(h, N, WKV_TILE(N, RK_WKV_BWD_TILE)); }              \
-    static void wkv6_bwd_##N(const RkWkv6Head *h) { wkv6_bwd_any(h, N, WKV_TILE(N, RK_WKV_ROW_TILE)); }
+    static void wkv6_bwd_##N(const RkWkv6Head *h) { wkv6_bwd_any(h, N, WKV_TILE(N, RK_WKV_BWD_TILE)); }
 WKV6_SIZED(32)
 WKV6_SIZED(64)
 WKV6_SIZED(128)
 
-_Static_assert(RK_WKV_ROW_TILE * RK_LANES <= RK_WKV6_ROW_MAX, "a tile of a row fits its place");
+_Static_assert(RK_WKV_BWD_TILE * RK_LANES <= RK_WKV6_ROW_MAX, "a tile of a row fits its place");
 
 static void k_wkv6_fwd(const RkWkv6Head *h) {
     switch (h->N) {

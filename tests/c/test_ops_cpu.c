@@ -312,10 +312,10 @@ static void test_lowrank(int R, int C, int D, int O, int act, int bias) {
     test_case(&c);
 }
 
-static void test_shift_lerp(Size s, int n, int carried) {
+static void test_shift_lerp(Size s, int n, int carried, int keep) {
     int C = s.H * s.N;
     Case c = new_case("shift_lerp", size_label(s));
-    in(&c, "x", s.B, s.T, C, 0), out(&c, "dx", s.B, s.T, C, 0), number(&c, "n", n);
+    in(&c, "x", s.B, s.T, C, 0), out(&c, "dx", s.B, s.T, C, 0), number(&c, "n", n), number(&c, "keep", keep);
     for (int z = 0; z < n; z++) {
         slot(&c, "mu", IN, 0, 1, C, 0, 0, 0)->z = z, slot(&c, "y", WRITTEN, 0, 1, s.B, s.T, C, 0)->z = z;
         slot(&c, "dy", IN, -1, 1, s.B, s.T, C, 0)->z = z, slot(&c, "dmu", ADDED, -1, 1, C, 0, 0, 0)->z = z;
@@ -324,6 +324,43 @@ static void test_shift_lerp(Size s, int n, int carried) {
         in(&c, "prev", s.B, C, 0, 0), in(&c, "dlast", s.B, C, 0, 0), out(&c, "dprev", s.B, C, 0, 0), out(&c, "last", s.B, C, 0, 0);
         alias(&c, "last", "prev", 1);
     }
+    test_case(&c);
+}
+
+static void test_ddlerp(Size s, int n, int D, int carried) {
+    int C = s.H * s.N;
+    double unit = 1.7 / sqrt(C);
+    Case c = new_case("ddlerp", size_label(s));
+    in(&c, "x", s.B, s.T, C, 0), out(&c, "dx", s.B, s.T, C, 0), slot(&c, "mu_x", IN, 0, 1, C, 0, 0, 0), sum(&c, "dmu_x", C, 0, 0, 0);
+    slot(&c, "m1", IN, -unit, unit, C, n * D, 0, 0), in(&c, "m2", n, D, C, 0), sum(&c, "dm1", C, n * D, 0, 0), sum(&c, "dm2", n, D, C, 0);
+    out(&c, "h", s.B, s.T, n * D, 0), slot(&c, "dh", SCRATCH, 0, 1, s.B, s.T, n * D, 0);
+    slot(&c, "mixed", SCRATCH, 0, 1, s.B, s.T, C, 0), slot(&c, "e", SCRATCH, 0, 1, s.B, s.T, C, 0);
+    for (int z = 0; z < n; z++) {
+        slot(&c, "mu", IN, 0, 1, C, 0, 0, 0)->z = z, slot(&c, "y", WRITTEN, 0, 1, s.B, s.T, C, 0)->z = z;
+        slot(&c, "dy", IN, -1, 1, s.B, s.T, C, 0)->z = z, slot(&c, "dmu", ADDED, -1, 1, C, 0, 0, 0)->z = z;
+    }
+    if (carried) {
+        in(&c, "prev", s.B, C, 0, 0), in(&c, "dlast", s.B, C, 0, 0), out(&c, "dprev", s.B, C, 0, 0), out(&c, "last", s.B, C, 0, 0);
+        alias(&c, "last", "prev", 1);
+    }
+    test_case(&c);
+}
+
+static void test_sigmoid_gate(Size s) {
+    Case c = new_case("sigmoid_gate", size_label(s));
+    int R = s.B * s.T, C = s.H * s.N;
+    slot(&c, "q", IN, -9, 9, R, C, 0, 0), in(&c, "v", R, C, 0, 0), out(&c, "y", R, C, 0, 0);
+    in(&c, "dy", R, C, 0, 0), out(&c, "dq", R, C, 0, 0), out(&c, "dv", R, C, 0, 0);
+    alias(&c, "dv", "dy", 0), alias(&c, "y", "v", 1);
+    test_case(&c);
+}
+
+static void test_norm_gate(Size s) {
+    Case c = new_case("norm_gate", size_label(s));
+    int C = s.H * s.N, R = s.B * s.T;
+    in(&c, "y", s.B, s.T, s.H, s.N), out(&c, "dy", s.B, s.T, s.H, s.N), slot(&c, "g", IN, -9, 9, R, C, 0, 0), out(&c, "dg", R, C, 0, 0);
+    in(&c, "w", C, 0, 0, 0), in(&c, "b", C, 0, 0, 0), in(&c, "do_", R, C, 0, 0), out(&c, "o", R, C, 0, 0);
+    sum(&c, "dw", C, 0, 0, 0), sum(&c, "db", C, 0, 0, 0), number(&c, "eps", 64e-5), alias(&c, "dg", "do_", 0);
     test_case(&c);
 }
 
@@ -358,6 +395,25 @@ static void test_out_gate(Size s) {
     out(&c, "o", R, C, 0, 0), out(&c, "dg", R, C, 0, 0);
     sum(&c, "dr_k", s.H, s.N, 0, 0), sum(&c, "dw", C, 0, 0, 0), sum(&c, "db", C, 0, 0, 0);
     number(&c, "eps", 64e-5), alias(&c, "dg", "do_", 0);
+    test_case(&c);
+}
+
+/* wkv5 has one row of decays. An error of the rate e^w counts e^w times in the decay: here both stay small; the NumPy cases, with
+ * tolerances of their own for every number, go on to rates that leave nothing. */
+static void test_wkv6(Size s, int constant, int carried) {
+    Case c = new_case(constant ? "wkv5" : "wkv6", size_label(s));
+    int chunks = (s.T + RK_WKV_CHUNK - 1) / RK_WKV_CHUNK;
+    const char *const ins[] = {"r", "k", "v", "dy"}, *const outs[] = {"y", "dr", "dk", "dv"};
+    for (int i = 0; i < 4; i++) in(&c, ins[i], s.B, s.T, s.H, s.N), out(&c, outs[i], s.B, s.T, s.H, s.N);
+    if (constant) slot(&c, "w", IN, -8, 0.7, s.H, s.N, 0, 0), sum(&c, "dw", s.H, s.N, 0, 0);
+    else slot(&c, "w", IN, -8, 0.7, s.B, s.T, s.H, s.N), out(&c, "dw", s.B, s.T, s.H, s.N);
+    in(&c, "u", s.H, s.N, 0, 0), sum(&c, "du", s.H, s.N, 0, 0), slot(&c, "sums", SCRATCH, 0, 1, s.B * s.H, 2, s.N, 0);
+    out(&c, "ckpt", s.B * s.H, chunks, s.N, s.N);
+    if (carried) {
+        in(&c, "s0", s.B, s.H, s.N, s.N), in(&c, "dsT", s.B, s.H, s.N, s.N);
+        out(&c, "sT", s.B, s.H, s.N, s.N), out(&c, "ds0", s.B, s.H, s.N, s.N);
+        alias(&c, "sT", "s0", 1);
+    }
     test_case(&c);
 }
 
@@ -492,6 +548,29 @@ static void test_rows_alone(void) {
 }
 
 /* Token by token with the state in place gives the bits of one run, across a chunk's end. */
+static void test_wkv6_steps(int N) {
+    enum { T = 19, H = 2 };
+    size_t row = (size_t)(H * N), n = T * row, NN = (size_t)(H * N * N);
+    float *x[5], *whole = malloc(n * 4), *steps = malloc(n * 4), *state = calloc(NN, 4);
+    for (int i = 0; i < 5; i++) {
+        x[i] = malloc(n * 4);
+        for (size_t k = 0; k < n; k++) x[i][k] = (float)uniform(-1, 1);
+    }
+    RkTensor u = {x[4], RK_F32, {H, N}}, S = {state, RK_F32, {1, H, N, N}};
+#define ROWS(p, t, tokens) {(p) + (size_t)(t) * row, RK_F32, {1, tokens, H, N}}
+    RkWkv6 o = {.r = ROWS(x[0], 0, T), .k = ROWS(x[1], 0, T), .v = ROWS(x[2], 0, T), .w = ROWS(x[3], 0, T), .u = u, .y = ROWS(whole, 0, T)};
+    rk_backend_cpu.wkv6_fwd(&o);
+    for (int t = 0; t < T; t++) {
+        RkWkv6 step = {.r = ROWS(x[0], t, 1), .k = ROWS(x[1], t, 1), .v = ROWS(x[2], t, 1), .w = ROWS(x[3], t, 1), .u = u,
+                       .y = ROWS(steps, t, 1), .s0 = S, .sT = S};
+        rk_backend_cpu.wkv6_fwd(&step);
+    }
+    check(!memcmp(whole, steps, n * 4), "wkv6 [%s] N%d: steps differ from one run", rk_k.isa, N);
+    for (int i = 0; i < 5; i++) free(x[i]);
+    free(whole), free(steps), free(state);
+}
+
+/* The same for wkv7. */
 static void test_wkv7_steps(int N) {
     enum { T = 19, H = 2 };
     size_t row = (size_t)(H * N), n = T * row, NN = (size_t)(H * N * N);
@@ -519,7 +598,9 @@ static void test_wkv7_steps(int N) {
 static void test_sizes(Size s) {
     test_embed(s), test_add(s), test_relu2(s), test_layernorm(s), test_value_residual(s), test_out_gate(s);
     test_key_prep(s, 1), test_key_prep(s, 1e-14);
-    test_shift_lerp(s, 6, 1), test_shift_lerp(s, 1 + s.N % 5, 0);
+    test_shift_lerp(s, 6, 1, 0), test_shift_lerp(s, 1 + s.N % 5, 0, 0), test_shift_lerp(s, 1 + s.N % 6, 1, 1);
+    test_ddlerp(s, 5, 4, 1), test_ddlerp(s, 1 + s.N % 6, 1 + s.T % 7, 0), test_sigmoid_gate(s), test_norm_gate(s);
+    test_wkv6(s, 0, 0), test_wkv6(s, 0, 1), test_wkv6(s, 1, 0), test_wkv6(s, 1, 1);
     test_wkv7(s, 0), test_wkv7(s, 1);
 }
 
@@ -546,6 +627,7 @@ int main(void) {
     for (size_t k = 0; k < sizeof ISAS / sizeof *ISAS; k++) {
         if (rk_kernels_select(ISAS[k])) continue;
         test_functions(), test_nan(), test_rows_alone(), test_wkv7_steps(64), test_wkv7_steps(17);
+        test_wkv6_steps(64), test_wkv6_steps(17);
     }
     printf("%d passed, %d failed\n", passed, failed);
     return failed != 0;
