@@ -185,6 +185,7 @@ SIMD void wkv6_out_at(const Wkv6Out *o, size_t i, size_t n) {
     vec_store_part(o->dw_out + i, n, dw);
 }
 
+/* (key, token) to (token, key) */
 SIMD void wkv6_turn(const Wkv6Chunk *c, const float *along, float *out, const size_t N) {
     for (size_t j = 0; j < N; j += RK_LANES)
         for (size_t t = 0; t < c->tokens; t += RK_LANES) {
@@ -200,8 +201,10 @@ SIMD void wkv6_write(Wkv6Chunk *c, const size_t N) {
     for (int q = 0; q < WKV6_SUMS; q++) wkv6_turn(c, c->along[q], c->out[q], N);
     for (size_t t = 0; t < c->tokens; t++) {
         size_t at = c->at + t * h->stride, row = t * N;
-        Wkv6Out o = {c->r + row, c->k + row, h->u, c->out[WKV6_DR] + row, c->out[WKV6_DK] + row, c->out[WKV6_DD] + row, c->slope + (h->w_stride ? row : 0),
-                     h->dr + at, h->dk + at, h->w_stride ? h->dw + at : h->dw, h->du, c->eta[t], !h->w_stride};
+        Wkv6Out o = {.r = c->r + row, .k = c->k + row, .u = h->u, .slope = c->slope + (h->w_stride ? row : 0),
+                     .dr = c->out[WKV6_DR] + row, .dk = c->out[WKV6_DK] + row, .dd = c->out[WKV6_DD] + row,
+                     .dr_out = h->dr + at, .dk_out = h->dk + at, .dw_out = h->dw + (h->w_stride ? at : 0), .du_out = h->du,
+                     .eta = c->eta[t], .add_dw = !h->w_stride};
         SWEEP(wkv6_out_at, &o, 0, N);
     }
 }

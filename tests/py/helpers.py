@@ -121,8 +121,8 @@ def small_model(backend="cpu", precision="fp32", seed=1, spread=0.3, **sizes):
     """A model whose every parameter matters: the reference initialisation leaves many at zero, so add noise to all."""
     from rwkvtune import RWKV, ModelConfig
 
-    sizes = dict(n_layer=2, n_embd=64, vocab_size=67, ctx_len=64, head_size_a=32) | sizes
-    model = RWKV(ModelConfig(model_type="x070", **sizes), seed=seed, backend=backend, precision=precision)
+    sizes = dict(model_type="x070", n_layer=2, n_embd=64, vocab_size=67, ctx_len=64, head_size_a=32) | sizes
+    model = RWKV(ModelConfig(**sizes), seed=seed, backend=backend, precision=precision)
     rng = np.random.default_rng(seed)
     for value in model.named_parameters().values():
         noise = rng.standard_normal(value.shape)

@@ -61,6 +61,18 @@ def test_ffn_width_of_older_versions():
     assert ModelConfig(model_type="x052", n_embd=192).dim_ffn == 672
 
 
+@pytest.mark.parametrize("n_embd, decay, mix", [(128, 64, 32), (2048, 64, 32), (4096, 128, 64)])
+def test_low_rank_widths_of_x060(n_embd, decay, mix):
+    """Twice as wide in the released 7B; beside layers of another version each follows its own rule."""
+    (layer,) = ModelConfig(model_type="x060", n_layer=1, n_embd=n_embd).layer_list()
+    assert (layer["d_decay"], layer["d_mix"]) == (decay, mix)
+    seven, six = ModelConfig(model_type="x070", n_embd=n_embd, layers=["x070", "x060"]).layer_list()
+    assert (six["d_decay"], six["d_mix"]) == (decay, mix)
+    assert seven["d_decay"] == ModelConfig(model_type="x070", n_embd=n_embd).d_decay
+    (layer,) = ModelConfig(model_type="x060", n_layer=1, n_embd=n_embd, d_decay=24, d_mix=8).layer_list()
+    assert (layer["d_decay"], layer["d_mix"]) == (24, 8)
+
+
 def test_replace_derives_again_and_leaves_the_original():
     config = ModelConfig(model_type="x070", n_embd=128, dim_gate_lora=96)
     wide = config.replace(n_embd=1024)

@@ -36,7 +36,9 @@ def test_optimizer_groups(shared, version, weight_decay):
     names = [name for group in groups for name in group["names"]]
     layers = 1 + max(int(name.split(".")[1]) for name in names if name.startswith("blocks."))
     layer = dict(time_mix=version, channel_mix=version, head_size=32, dim_ffn=128, **SIZES)
-    model = core.Model(dict(vocab_size=31, n_embd=32, ln0=True, time_state=False, head_size_divisor=8, layers=[layer] * layers), "ref")
+    model = core.Model(
+        dict(vocab_size=31, n_embd=32, ln0=True, time_state=False, head_size_divisor=8, layers=[layer] * layers), "ref"
+    )
     check_groups(groups, model.manifest())
 
 

@@ -15,11 +15,17 @@ from rwkvtune.trainer import Trainer
 RUNS = {"cpu": ("cpu", "fp32", 2e-5, 1e-4), "ref": ("ref", "fp32", 2e-5, 1e-4), "ref64": ("ref", "fp64", 1e-12, 1e-10)}
 
 
-@pytest.fixture(scope="module", params=RUNS)
+VERSIONS = ("x052", "x060", "x070")
+
+
+@pytest.fixture(
+    scope="module", params=[f"{run}-{version}" for run in ("cpu", "ref64") for version in VERSIONS] + ["ref-x070"]
+)
 def any_model(request):
     """(model, tolerance of logits, relative tolerance of gradients); tests leave the weights alone."""
-    backend, precision, logits, gradients = RUNS[request.param]
-    return small_model(backend, precision), logits, gradients
+    run, version = request.param.split("-")
+    backend, precision, logits, gradients = RUNS[run]
+    return small_model(backend, precision, model_type=version), logits, gradients
 
 
 def same_gradients(got, want, relative, what):
@@ -32,16 +38,17 @@ def same_gradients(got, want, relative, what):
 # ---- the same bits --------------------------------------------------------------------------------------------------
 
 
-def train_three_steps(**config):
-    model = small_model(n_embd=128, head_size_a=64, vocab_size=300)
+def train_three_steps(version, **config):
+    model = small_model(model_type=version, n_embd=128, head_size_a=64, vocab_size=300)
     ids, targets = some_ids(4, 96, 300), some_ids(4, 96, 300, seed=1)
     trainer = Trainer(model, TrainingConfig(precision="fp32", micro_bsz=2, weight_decay=0.1, **config))
     steps = [trainer.step(ids, targets, lr=1e-3) for _ in range(3)]
     return steps, {name: value.copy() for name, value in model.named_parameters().items()}
 
 
-def test_thread_count_changes_no_bit():
-    model = small_model(n_embd=128, head_size_a=64, vocab_size=300)
+@pytest.mark.parametrize("version", VERSIONS)
+def test_thread_count_changes_no_bit(version):
+    model = small_model(model_type=version, n_embd=128, head_size_a=64, vocab_size=300)
     ids, targets = some_ids(4, 96, 300), some_ids(4, 96, 300, seed=1)
     results = []
     for n in (1, 2, 3):
@@ -49,7 +56,7 @@ def test_thread_count_changes_no_bit():
             assert core.get_num_threads() == n
             logits, loss = model(ids, targets)
             _, grads = model.loss_and_grads(ids, targets, l2wrap=True)
-            steps, weights = train_three_steps(grad_cp=0)
+            steps, weights = train_three_steps(version, grad_cp=0)
             token_logits, state = model.process_with_state(ids[:, :1])
         results.append(
             dict(logits=logits, loss=loss, steps=steps, token_logits=token_logits)
@@ -62,20 +69,24 @@ def test_thread_count_changes_no_bit():
             assert_same_bits(other[name], value, name)
 
 
-def test_recomputation_changes_no_bit():
-    (steps, weights), (steps_cp, weights_cp) = (train_three_steps(grad_cp=cp) for cp in (0, 1))
+@pytest.mark.parametrize("version", VERSIONS)
+def test_recomputation_changes_no_bit(version):
+    (steps, weights), (steps_cp, weights_cp) = (train_three_steps(version, grad_cp=cp) for cp in (0, 1))
     assert steps == steps_cp
     for name in weights:
         assert_same_bits(weights_cp[name], weights[name], name)
 
 
-def test_training_moves_every_used_weight_and_repeats_exactly():
+@pytest.mark.parametrize("version", VERSIONS)
+def test_training_moves_every_used_weight_and_repeats_exactly(version):
     begin = {
         name: value.copy()
-        for name, value in small_model(n_embd=128, head_size_a=64, vocab_size=300).named_parameters().items()
+        for name, value in small_model(model_type=version, n_embd=128, head_size_a=64, vocab_size=300)
+        .named_parameters()
+        .items()
     }
-    steps, weights = train_three_steps()
-    again, weights_again = train_three_steps()
+    steps, weights = train_three_steps(version)
+    again, weights_again = train_three_steps(version)
     assert steps == again and steps[2][0] < steps[0][0]
     for name in weights:
         assert_same_bits(weights_again[name], weights[name], name)
@@ -246,16 +257,29 @@ def test_truncation_is_not_the_whole():
 # ---- saving, plans --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("ending", [".pth", ".safetensors"])
-def test_save_load_gives_the_same_bits(tmp_path, ending):
+def test_save_load_gives_the_same_bits(tmp_path, ending, version):
     if ending == ".safetensors":
         pytest.importorskip("safetensors")
-    model = small_model()
+    widths = dict(d_mix=8, d_decay=24) if version == "x060" else {}  # told by the file
+    model = small_model(model_type=version, **widths)
     model.save(tmp_path / f"model{ending}")
     loaded = RWKV.load(tmp_path / f"model{ending}")
     assert list(loaded.named_parameters()) == list(model.named_parameters())
     ids = some_ids(2, 20)
     assert_same_bits(loaded(ids).logits, model(ids).logits, "logits")
+
+
+def test_a_file_of_several_versions_tells_the_widths_of_each(tmp_path):
+    """All three in one model, in files and with a state, the decay of x060 narrower than that of x070."""
+    model = small_model(n_layer=None, layers=["x052", "x070", {"time_mix": "x060", "d_decay": 24, "d_mix": 8}, "x070"])
+    model.save(tmp_path / "model.pth")
+    loaded, ids = RWKV.load(tmp_path / "model.pth"), some_ids(2, 20)
+    assert_same_bits(loaded(ids).logits, model(ids).logits, "logits")
+    _, state = loaded.process_with_state(ids[:, :7])
+    logits, _ = loaded.process_with_state(ids[:, 7:], state)
+    assert_within(logits[:, -1], model(ids).logits[:, -1], 2e-5, "logits of the continued sequence")
 
 
 def test_save_resume_continue_gives_the_same_bits(tmp_path):
@@ -274,9 +298,10 @@ def test_save_resume_continue_gives_the_same_bits(tmp_path):
 
 
 @pytest.mark.parametrize("backend", ["cpu", "ref", "ref64"])
+@pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("grad_cp", [0, 1])
-def test_plan_is_what_is_allocated(backend, grad_cp):
-    config = small_model().config.to_core_dict()
+def test_plan_is_what_is_allocated(backend, grad_cp, version):
+    config = small_model(model_type=version).config.to_core_dict()
     model = core.Model(config, backend)
     plan = model.plan(3, 35, training=True, grad_cp=grad_cp)
     trainer = core.Trainer(model, beta1=0.9, beta2=0.99, eps=1e-18, weight_decay=0.0, grad_clip=1.0)
@@ -410,12 +435,16 @@ def test_equal_logits_are_broken_by_the_lowest_id():
 
 def test_more_sequences_than_rows_of_a_piece():
     """Batches above 512 run one token at a time; rows are those of smaller batches."""
-    model = rwkvtune.RWKV(rwkvtune.ModelConfig(model_type="x070", n_layer=1, n_embd=32, vocab_size=11, head_size_a=16), seed=3)
+    model = rwkvtune.RWKV(
+        rwkvtune.ModelConfig(model_type="x070", n_layer=1, n_embd=32, vocab_size=11, head_size_a=16), seed=3
+    )
     ids = np.random.default_rng(0).integers(0, 11, (700, 3))
     whole, (total, count) = model(ids).logits, (model.loss(ids, ids), ids.size)
     parts = [model(ids[at : at + 100]).logits for at in range(0, 700, 100)]
     np.testing.assert_allclose(whole, np.concatenate(parts), atol=1e-6)
-    assert total == pytest.approx(np.mean([model.loss(ids[at : at + 100], ids[at : at + 100]) for at in range(0, 700, 100)]), abs=1e-6)
+    assert total == pytest.approx(
+        np.mean([model.loss(ids[at : at + 100], ids[at : at + 100]) for at in range(0, 700, 100)]), abs=1e-6
+    )
 
 
 def test_logits_beyond_numbers_are_refused():

@@ -219,7 +219,9 @@ def ddlerp_cases(rng):
     def backward(p):
         zeros = np.zeros((p["x"].shape[0], p["x"].shape[2]))
         dx, dprev, *grads = ops.ddlerp_grad(*shared(p), p["dy"], p.get("dlast", zeros))
-        return dict(zip(["d" + name for name in order], grads)) | dict(dx=dx) | (dict(dprev=dprev) if "prev" in p else {})
+        return (
+            dict(zip(["d" + name for name in order], grads)) | dict(dx=dx) | (dict(dprev=dprev) if "prev" in p else {})
+        )
 
     for i, C in enumerate(WIDTHS + [600]):
         B, T, n, D, carried = (1 + i % 2, LENGTHS[i % len(LENGTHS)], 1 + i % 6, 1 + 3 * (i % 4), i % 3)
@@ -275,7 +277,9 @@ def norm_gate_cases(rng):
 
     for B, T, H, N in HEADS + [(2, 40, 12, 64)]:
         yield Case(
-            given=dict(y=draw(rng, B, T, H, N), w=draw(rng, H * N), b=draw(rng, H * N), g=draw(rng, B * T, H * N, scale=3)),
+            given=dict(
+                y=draw(rng, B, T, H, N), w=draw(rng, H * N), b=draw(rng, H * N), g=draw(rng, B * T, H * N, scale=3)
+            ),
             settings=dict(eps=64e-5),
             forward=forward,
             backward=backward,

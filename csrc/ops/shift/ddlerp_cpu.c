@@ -57,7 +57,8 @@ static void coefficients(const Ddlerp *s, size_t z, float *out) {
                           .C = out, .ldc = (int)s->C});
     else
         for (size_t r = 0; r < s->R; r++)
-            rk_cpu_few_rows_product(&(RkRowsTimesMatrix){.x = h + r * s->W, .m = m2, .y = out + r * s->C, .R = 1, .K = s->D, .M = s->C});
+            rk_cpu_few_rows_product(
+                &(RkRowsTimesMatrix){.x = h + r * s->W, .m = m2, .y = out + r * s->C, .R = 1, .K = s->D, .M = s->C});
 }
 
 int rk_cpu_ddlerp_fwd(const RkDdlerp *o) {
@@ -67,7 +68,8 @@ int rk_cpu_ddlerp_fwd(const RkDdlerp *o) {
         rk_gemm(&(RkGemm){.M = (int)s.R, .N = (int)s.W, .K = (int)s.C, .A = rk_f32(o->mixed), .lda = (int)s.C,
                           .B = rk_f32(o->m1), .ldb = (int)s.W, .C = rk_f32(o->h), .ldc = (int)s.W});
     else
-        rk_cpu_few_rows_product(&(RkRowsTimesMatrix){.x = rk_f32(o->mixed), .m = rk_f32(o->m1), .y = rk_f32(o->h), .R = s.R, .K = s.C, .M = s.W});
+        rk_cpu_few_rows_product(
+            &(RkRowsTimesMatrix){.x = rk_f32(o->mixed), .m = rk_f32(o->m1), .y = rk_f32(o->h), .R = s.R, .K = s.C, .M = s.W});
     rk_parallel(rk_cpu_tasks(s.R * s.W, RK_CPU_GRAIN), tanh_task, &s);
     for (size_t z = 0; z < s.n; z++) coefficients(&s, z, rk_f32(o->y[z]));
     each_row(&s, lerp_task);
