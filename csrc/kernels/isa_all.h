@@ -3,8 +3,10 @@
 #include "kernels/kernels.h"
 #include "kernels/simd.h"
 
+#include "kernels/attn_simd.h"
 #include "kernels/elementwise_simd.h"
 #include "kernels/gate_simd.h"
+#include "kernels/gelu_simd.h"
 #include "kernels/loss_simd.h"
 #include "kernels/matvec_simd.h"
 #include "kernels/norm_simd.h"

@@ -117,6 +117,21 @@ static inline size_t rk_wkv6_bwd_scratch(size_t N) {
     return RK_WKV_TOKENS * (10 * N + 6 * RK_LANES_MAX + RK_WKV6_ROW_MAX) + RK_LANES_MAX;
 }
 
+/* One head of one sequence: queries and, `past` tokens and this call's, the keys and values they may see. Token t of q, y,
+ * dq, dy starts at t * q_stride, of k, v, dk, dv and their past at t * kv_stride. Fields as in ops/attn/attention.h. */
+typedef struct RkAttnHead {
+    const float *q, *k, *v, *k_past, *v_past, *dy;
+    float *y, *lse, *dq;                 /* lse (T); forward: may be NULL */
+    float *dk, *dv, *dk_past, *dv_past;  /* added to; the past's may be NULL */
+    float *scratch;                      /* rk_attn_*_scratch(N) floats, 64-byte aligned */
+    size_t T, past, N, q_stride, kv_stride;
+    float scale;                         /* 1 / sqrt(N) */
+} RkAttnHead;
+
+enum { RK_ATTN_BLOCK = 64 /* queries, and keys, of a block: four blocks of scores and operands fit the L2 cache */ };
+static inline size_t rk_attn_fwd_scratch(size_t N) { return RK_ATTN_BLOCK * (2 * N + RK_ATTN_BLOCK + 3); }
+static inline size_t rk_attn_bwd_scratch(size_t N) { return RK_ATTN_BLOCK * (2 * N + 2 * RK_ATTN_BLOCK + 2); }
+
 typedef struct RkXentRow {
     int target; /* negative: the row does not count */
     int grad;
@@ -142,6 +157,8 @@ typedef struct RkAdamWRange {
     X(void, add, (const float *a, const float *b, float *y, size_t n))                                      \
     X(void, relu2_fwd, (const float *x, float *y, size_t n))                                                \
     X(void, relu2_bwd, (const float *x, const float *dy, float *dx, size_t n))                              \
+    X(void, gelu_fwd, (const float *x, float *y, size_t n))                                                 \
+    X(void, gelu_bwd, (const float *x, const float *dy, float *dx, size_t n))                               \
     X(void, value_residual_fwd, (const RkValueResidualRows *a, size_t lo, size_t hi))                       \
     X(void, value_residual_bwd, (const RkValueResidualRows *a, size_t lo, size_t hi))                       \
     X(void, sigmoid_gate_fwd, (const RkSigmoidGateRows *a, size_t lo, size_t hi))                           \
@@ -168,6 +185,11 @@ typedef struct RkAdamWRange {
     X(void, wkv6_bwd, (const RkWkv6Head *a))                                                                \
     X(void, wkv7_fwd, (const RkWkv7Head *a))                                                                \
     X(void, wkv7_bwd, (const RkWkv7Head *a))                                                                \
+    /* one token: H heads of N channels, c and s the cosines and sines of its N/2 angles */                 \
+    X(void, rope, (const float *x, float *y, const float *c, const float *s, size_t H, size_t N))           \
+    /* queries [lo, hi), at most RK_ATTN_BLOCK */                                                           \
+    X(void, attention_fwd, (const RkAttnHead *a, size_t lo, size_t hi))                                     \
+    X(void, attention_bwd, (const RkAttnHead *a))                                                           \
     X(double, xent_row, (float *z, size_t n, const RkXentRow *a))                                           \
     X(void, adamw, (const RkAdamWRange *a, size_t lo, size_t hi))                                           \
     X(double, sumsq, (const float *x, size_t n))

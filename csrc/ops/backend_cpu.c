@@ -3,9 +3,13 @@
 #define BOTH(op) .op##_fwd = rk_cpu_##op##_fwd, .op##_bwd = rk_cpu_##op##_bwd
 #define FORWARD(op) .op##_fwd = rk_cpu_##op##_fwd
 
+/* The most any op takes for heads of this size. */
 static size_t scratch_bytes(int head_size) {
-    size_t six = rk_cpu_wkv6_scratch_bytes(head_size), seven = rk_cpu_wkv7_scratch_bytes(head_size);
-    return six > seven ? six : seven;
+    size_t (*const ops[])(int) = {rk_cpu_wkv6_scratch_bytes, rk_cpu_wkv7_scratch_bytes, rk_cpu_attention_scratch_bytes};
+    size_t most = 0;
+    for (size_t i = 0; i < sizeof ops / sizeof *ops; i++)
+        if (ops[i](head_size) > most) most = ops[i](head_size);
+    return most;
 }
 
 /* The fast backend: SIMD kernels and BLAS, float32. */
@@ -29,6 +33,9 @@ const RkBackend rk_backend_cpu = {
     BOTH(wkv6),
     BOTH(wkv7),
     BOTH(relu2),
+    BOTH(gelu),
+    BOTH(rope),
+    BOTH(attention),
     FORWARD(xent),
     FORWARD(adamw),
     FORWARD(sumsq),

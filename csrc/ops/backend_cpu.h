@@ -45,5 +45,6 @@ void rk_cpu_few_rows_product(const RkRowsTimesMatrix *a);
 
 size_t rk_cpu_wkv6_scratch_bytes(int head_size);
 size_t rk_cpu_wkv7_scratch_bytes(int head_size);
+size_t rk_cpu_attention_scratch_bytes(int head_size);
 
 #endif

@@ -22,7 +22,10 @@ static inline real sigmoid_slope(real x) {
     return e / ((1 + e) * (1 + e));
 }
 
+#include "ops/attn/attention_ref.h"
+#include "ops/attn/rope_ref.h"
 #include "ops/embed/embed_ref.h"
+#include "ops/ffn/gelu_ref.h"
 #include "ops/ffn/relu2_ref.h"
 #include "ops/gate/key_prep_ref.h"
 #include "ops/gate/norm_gate_ref.h"

@@ -54,6 +54,15 @@ static const RkField wkv7_fields[] = ROWS(RK_WKV7_FIELDS);
 #define OP RkRelu2
 static const RkField relu2_fields[] = ROWS(RK_RELU2_FIELDS);
 #undef OP
+#define OP RkGelu
+static const RkField gelu_fields[] = ROWS(RK_GELU_FIELDS);
+#undef OP
+#define OP RkRope
+static const RkField rope_fields[] = ROWS(RK_ROPE_FIELDS);
+#undef OP
+#define OP RkAttention
+static const RkField attention_fields[] = ROWS(RK_ATTENTION_FIELDS);
+#undef OP
 #define OP RkXent
 static const RkField xent_fields[] = ROWS(RK_XENT_FIELDS);
 #undef OP

@@ -25,7 +25,10 @@ enum { RK_MAX_MIX = 6 };
 #define RK_ARGS_STRUCT(Name, FIELDS) \
     typedef struct Name { FIELDS(RK_MEMBER_T, RK_MEMBER_T6, RK_MEMBER_I, RK_MEMBER_F, RK_MEMBER_IDS) } Name;
 
+#include "ops/attn/attention.h"
+#include "ops/attn/rope.h"
 #include "ops/embed/embed.h"
+#include "ops/ffn/gelu.h"
 #include "ops/ffn/relu2.h"
 #include "ops/gate/key_prep.h"
 #include "ops/gate/norm_gate.h"
@@ -62,6 +65,9 @@ enum { RK_MAX_MIX = 6 };
     X(wkv6, RkWkv6, RK_WKV6_FIELDS)                           \
     X(wkv7, RkWkv7, RK_WKV7_FIELDS)                           \
     X(relu2, RkRelu2, RK_RELU2_FIELDS)                        \
+    X(gelu, RkGelu, RK_GELU_FIELDS)                           \
+    X(rope, RkRope, RK_ROPE_FIELDS)                           \
+    X(attention, RkAttention, RK_ATTENTION_FIELDS)            \
     X(xent, RkXent, RK_XENT_FIELDS)                           \
     X(adamw, RkAdamW, RK_ADAMW_FIELDS)                        \
     X(sumsq, RkSumsq, RK_SUMSQ_FIELDS)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from . import ops
+from .running_error import Bound
 
 WIDTHS = [1, 3, 8, 15, 16, 17, 31, 32, 33, 64, 130]
 LENGTHS = [1, 2, 15, 16, 17, 33]
@@ -495,6 +496,84 @@ def relu2_cases(rng):
             cotangents=dict(dy=("y", draw(rng, R, n))),
             gradient_of=dict(dx="x"),
             may_share=dict(fwd=[("y", "x")], bwd=[("dx", "dy")]),
+        )
+
+
+def gelu_cases(rng):
+    for R, n in [(3, n) for n in WIDTHS] + [(100, 600)]:
+        x = draw(rng, R, n, scale=2)
+        x[0, 0] = -9  # far in the tail
+        yield Case(
+            given=dict(x=x),
+            forward=lambda p: dict(y=ops.gelu(p["x"])),
+            backward=lambda p: dict(dx=ops.gelu_grad(p["x"], p["dy"])),
+            cotangents=dict(dy=("y", draw(rng, R, n))),
+            gradient_of=dict(dx="x"),
+            may_share=dict(fwd=[("y", "x")], bwd=[("dx", "dy")]),
+        )
+
+
+def rope_cases(rng):
+    def turned(x, past, direction):
+        angles = ops.rope_angles(past, x.shape[1], x.shape[3])
+        c, s = np.cos(angles), direction * np.sin(angles)
+        if isinstance(x, Bound):  # rounded to the precision; the angle itself has a float64's error
+            c, s = Bound(c, np.abs(c) + 2 * np.abs(angles * s)), Bound(s, np.abs(s) + 2 * np.abs(angles * c))
+        return ops.rope(x, c, s)
+
+    for i, (B, T, H, N) in enumerate([(B, T, H, N) for B, T, H, N in HEADS if N % 2 == 0] + [(2, 40, 5, 64)]):
+        past = [0, 3, 1][i % 3]
+        yield Case(
+            given=dict(x=draw(rng, B, T, H, N)),
+            integers=dict(past=past),
+            forward=lambda p, past=past: dict(y=turned(p["x"], past, 1)),
+            backward=lambda p, past=past: dict(dx=turned(p["dy"], past, -1)),
+            cotangents=dict(dy=("y", draw(rng, B, T, H, N))),
+            gradient_of=dict(dx="x"),
+            may_share=dict(fwd=[("y", "x")], bwd=[("dx", "dy")]),
+        )
+
+
+def attention_cases(rng):
+    def joined(p, name):
+        return np.concatenate([p[f"{name}_past"], p[name]], axis=1) if f"{name}_past" in p else p[name]
+
+    def begun_at(total, start, terms):
+        """A sum of `terms` that begins at start, which then takes part in every rounding."""
+        total = total + start
+        return Bound(total.v, total.c + terms * np.abs(start.v)) if isinstance(total, Bound) else total
+
+    def forward(p, past):
+        k, v = joined(p, "k"), joined(p, "v")
+        y, lse = ops.attention(p["q"], k, v, past)
+        return dict(y=y, lse=lse) | (dict(k_all=k, v_all=v) if "k_past" in p else {})
+
+    def backward(p, past):
+        dq, dk, dv = ops.attention_grad(p["q"], joined(p, "k"), joined(p, "v"), past, p["y"], p["lse"], p["dy"])
+        if "k_past" not in p:
+            return dict(dq=dq, dk=dk, dv=dv)
+        terms = p["q"].shape[1] * p["q"].shape[2] // p["k"].shape[2]
+        dk, dv = begun_at(dk, p["dk_all"], terms), begun_at(dv, p["dv_all"], terms)
+        return dict(dq=dq, dk=dk[:, past:], dv=dv[:, past:], dk_past=dk[:, :past], dv_past=dv[:, :past])
+
+    sizes = [(B, T, H, H, N, (0, 1, 5)[i % 3]) for i, (B, T, H, N) in enumerate(HEADS)]
+    sizes += [(1, 3, 4, 2, 3, 2), (2, 4, 3, 1, 8, 0), (1, 64, 2, 1, 16, 1), (1, 65, 2, 2, 32, 64), (2, 130, 4, 2, 16, 70), (1, 1, 2, 2, 64, 129)]
+    for B, T, H, G, N, past in sizes:
+        given = dict(q=draw(rng, B, T, H, N, scale=2), k=draw(rng, B, T, G, N), v=draw(rng, B, T, G, N))
+        cotangents, gradient_of = dict(dy=("y", draw(rng, B, T, H, N))), dict(dq="q", dk="k", dv="v")
+        if past:
+            for name in ("k", "v"):
+                given[f"{name}_past"] = draw(rng, B, past, G, N)
+                cotangents[f"d{name}_all"] = (f"{name}_all", draw(rng, B, past + T, G, N))
+                gradient_of[f"d{name}_past"] = f"{name}_past"
+        yield Case(
+            given=given,
+            integers=dict(past=past),
+            forward=functools.partial(forward, past=past),
+            backward=functools.partial(backward, past=past),
+            saved=("y", "lse"),
+            cotangents=cotangents,
+            gradient_of=gradient_of,
         )
 
 

@@ -6,6 +6,8 @@ The functions only use elementwise arithmetic, sums and einsum, so they run on f
 computation in a given precision may be off). A `*_grad` returns gradients in the order of the forward's arguments.
 """
 
+import math
+
 import numpy as np
 
 KAPPA = np.exp(-0.5)  # the largest decay rate of one RWKV-7 step
@@ -230,6 +232,82 @@ def relu2(x):
 
 def relu2_grad(x, dy):
     return 2 * np.where(x > 0, x, 0) * dy
+
+
+def _erf(x):
+    """The error function of one number; of a complex one to first order in its imaginary part, as a complex step needs it."""
+    if isinstance(x, complex):
+        return complex(math.erf(x.real), x.imag * 2 / math.sqrt(math.pi) * math.exp(-x.real * x.real))
+    return math.erf(x)
+
+
+ERF = np.frompyfunc(_erf, 1, 1)
+
+
+def erf(x):
+    y = ERF(x)
+    return y.astype(x.dtype) if isinstance(y, np.ndarray) else y
+
+
+def gelu(x):
+    return x * (0.5 * (1 + erf(x / math.sqrt(2))))
+
+
+def gelu_grad(x, dy):
+    return dy * (0.5 * (1 + erf(x / math.sqrt(2))) + x * np.exp(-0.5 * (x * x)) / math.sqrt(2 * math.pi))
+
+
+# ---- attention ------------------------------------------------------------------------------------------------------
+
+
+def rope_angles(past, T, N):
+    """(T,1,N/2): position times 10000^(-2i/N)."""
+    return ((past + np.arange(T))[:, None] * 10000.0 ** (-2 * np.arange(N // 2) / N))[:, None]
+
+
+def rope(x, c, s):
+    """x (B,T,H,N) with slot i and slot i + N/2 turned by the angle whose cosine and sine are c and s (T,1,N/2)."""
+    half = x.shape[-1] // 2
+    low, high = x[..., :half], x[..., half:]
+    return np.concatenate([low * c - high * s, high * c + low * s], axis=-1)
+
+
+def _shared(k, heads):
+    """(B,T,G,N) as every one of `heads` heads sees it."""
+    return k[:, :, np.arange(heads) * k.shape[2] // heads]
+
+
+def _scores(q, k, past):
+    """(s, seen), both (B,H,T,past+T): seen is 0 where a key comes after the query, 1 elsewhere."""
+    T, H, N = q.shape[1:]
+    s = np.einsum("bthn,bjhn->bhtj", q, _shared(k, H)) * (1 / math.sqrt(N))
+    return s, (np.arange(past + T) <= past + np.arange(T)[:, None]) + 0.0
+
+
+def attention(q, k, v, past):
+    """(y, lse): y (B,T,H,N), lse (B,H,T), of q (B,T,H,N) over k, v (B,past+T,G,N)."""
+    s, seen = _scores(q, k, past)
+    plain = getattr(s, "v", s).real
+    top = np.where(seen, plain, -np.inf).max(axis=-1, keepdims=True)  # any number would do: it cancels
+    e = np.exp((s - top) * seen) * seen
+    total = e.sum(axis=-1, keepdims=True)
+    y = np.einsum("bhtj,bjhn->bthn", e / total, _shared(v, q.shape[2]))
+    return y, (np.log(total) + top)[..., 0]
+
+
+def attention_grad(q, k, v, past, y, lse, dy):
+    """(dq, dk, dv)"""
+    (B, T, H, N), G = q.shape, k.shape[2]
+    s, seen = _scores(q, k, past)
+    p = np.exp((s - lse[..., None]) * seen) * seen
+    D = np.einsum("bthn,bthn->bht", dy, y)[..., None]
+    ds = p * (np.einsum("bthn,bjhn->bhtj", dy, _shared(v, H)) - D) * (1 / math.sqrt(N))
+
+    def grouped(d):
+        return d.reshape(B, past + T, G, H // G, N).sum(axis=3)
+
+    dq = np.einsum("bhtj,bjhn->bthn", ds, _shared(k, H))
+    return dq, grouped(np.einsum("bhtj,bthn->bjhn", ds, q)), grouped(np.einsum("bhtj,bthn->bjhn", p, dy))
 
 
 # ---- the RWKV-7 recurrence; states are (B,H,key,value) --------------------------------------------------------------

@@ -8,6 +8,8 @@ the data: float32 has u = 2^-24, float64 u = 2^-53.
 
 import numpy as np
 
+from . import ops
+
 ELEMENTARY = 6  # exp, tanh, log: three units in the last place, in units of u
 
 
@@ -100,6 +102,7 @@ UFUNCS = {
     np.exp: _elementary(np.exp, np.exp),
     np.tanh: _elementary(np.tanh, lambda x: 1 - np.tanh(x) ** 2),
     np.log: _elementary(np.log, lambda x: 1 / x),
+    ops.ERF: _elementary(ops.erf, lambda x: 2 / np.sqrt(np.pi) * np.exp(-x * x)),
     np.maximum: lambda a, b: Bound(np.maximum(a.v, b.v), np.where(a.v >= b.v, a.c, b.c)),
     np.less: lambda a, b: a.v < b.v,
     np.greater: lambda a, b: a.v > b.v,
