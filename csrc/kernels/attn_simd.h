@@ -61,31 +61,38 @@ static void product(const Product *p) {
 /* Queries of a block, rounded up to whole vectors; the lanes beyond are zeros and their results are dropped. */
 SIMD size_t padded(size_t queries) { return (queries + RK_LANES - 1) / RK_LANES * RK_LANES; }
 
-/* (N, padded(rows)) <- rows of N at distance stride, turned around and scaled. */
-static void turn_around(const float *from, size_t stride, size_t rows, size_t N, float scale, float *to) {
+/* (N, padded(rows)) <- (rows, N), turned around and scaled. */
+static void turn_around(const float *from, size_t rows, size_t N, float scale, float *to) {
     size_t ld = padded(rows);
     for (size_t i = 0; i < N; i++) {
-        for (size_t r = 0; r < rows; r++) to[i * ld + r] = scale * from[r * stride + i];
+        for (size_t r = 0; r < rows; r++) to[i * ld + r] = scale * from[r * N + i];
         for (size_t r = rows; r < ld; r++) to[i * ld + r] = 0;
     }
 }
 
-/* A block of keys: n of them, the first at position `first` of the stream; dk and dv may be NULL. */
+/* Rows of N laid together: rows a multiple of a power of two apart evict each other from L1, which costs up to a third. */
+static void pack(const float *from, size_t stride, size_t rows, size_t N, float *to) {
+    for (size_t r = 0; r < rows; r++) memcpy(to + r * N, from + r * stride, N * sizeof *to);
+}
+
+/* A block of keys: n of them, packed, the first at position `first` of the stream; dk and dv (not packed) may be NULL. */
 typedef struct KeyBlock { const float *k, *v; float *dk, *dv; size_t first, n; } KeyBlock;
 
 /* Block `index` of the keys that the last of `seen` positions sees: the past's blocks, then this call's. n = 0: there are no more. */
-static KeyBlock key_block(const RkAttnHead *h, size_t seen, size_t index) {
+static KeyBlock key_block(const RkAttnHead *h, size_t seen, size_t index, float *room) {
     size_t past_blocks = (h->past + RK_ATTN_BLOCK - 1) / RK_ATTN_BLOCK, now = index >= past_blocks;
     size_t at = (now ? index - past_blocks : index) * RK_ATTN_BLOCK, end = now ? seen - h->past : h->past;
     size_t n = at >= end ? 0 : end - at < RK_ATTN_BLOCK ? end - at : RK_ATTN_BLOCK, offset = at * h->kv_stride;
-    float *dk = now ? h->dk : h->dk_past, *dv = now ? h->dv : h->dv_past;
-    return (KeyBlock){(now ? h->k : h->k_past) + (n ? offset : 0), (now ? h->v : h->v_past) + (n ? offset : 0),
-                      dk && n ? dk + offset : NULL, dv && n ? dv + offset : NULL, now ? h->past + at : at, n};
+    if (!n) return (KeyBlock){.n = 0};
+    float *k = room, *v = room + RK_ATTN_BLOCK * h->N, *dk = now ? h->dk : h->dk_past, *dv = now ? h->dv : h->dv_past;
+    pack((now ? h->k : h->k_past) + offset, h->kv_stride, n, h->N, k);
+    pack((now ? h->v : h->v_past) + offset, h->kv_stride, n, h->N, v);
+    return (KeyBlock){k, v, dk ? dk + offset : NULL, dv ? dv + offset : NULL, now ? h->past + at : at, n};
 }
 
 /* s (keys, ld) = K Q^T, with -infinity where a key comes after the query; position: of the block's first query. */
 static void scores(const RkAttnHead *h, const KeyBlock *keys, const float *turned, size_t position, size_t ld, float *s) {
-    product(&(Product){.a = keys->k, .am = h->kv_stride, .ak = 1, .b = turned, .ldb = ld, .c = s, .ldc = ld, .M = keys->n,
+    product(&(Product){.a = keys->k, .am = h->N, .ak = 1, .b = turned, .ldb = ld, .c = s, .ldc = ld, .M = keys->n,
                        .K = h->N, .J = ld});
     for (size_t j = 0; j < keys->n; j++) {
         size_t hidden = keys->first + j > position ? keys->first + j - position : 0;
@@ -117,17 +124,18 @@ SIMD void multiply_at(const Multiplied *s, size_t i, size_t n) { vec_store_part(
 static void k_attention_fwd(const RkAttnHead *head, size_t lo, size_t hi) {
     const RkAttnHead h = *head;
     size_t n = hi - lo, N = h.N, ld = padded(n), position = h.past + lo;
-    float *turned = h.scratch, *s = turned + N * RK_ATTN_BLOCK, *top = s + RK_ATTN_BLOCK * RK_ATTN_BLOCK;
+    float *turned = h.scratch, *room = turned + N * RK_ATTN_BLOCK, *s = room + 2 * N * RK_ATTN_BLOCK, *top = s + RK_ATTN_BLOCK * RK_ATTN_BLOCK;
     float *sum = top + RK_ATTN_BLOCK, *shrink = sum + RK_ATTN_BLOCK, *y = shrink + RK_ATTN_BLOCK;
-    turn_around(h.q + lo * h.q_stride, h.q_stride, n, N, h.scale, turned);
+    pack(h.q + lo * h.q_stride, h.q_stride, n, N, room);
+    turn_around(room, n, N, h.scale, turned);
     for (size_t t = 0; t < ld; t++) top[t] = -__builtin_inff(), sum[t] = 0;
     memset(y, 0, n * N * sizeof *y);
     KeyBlock keys;
-    for (size_t index = 0; keys = key_block(&h, h.past + hi, index), keys.n; index++) {
+    for (size_t index = 0; keys = key_block(&h, h.past + hi, index, room), keys.n; index++) {
         scores(&h, &keys, turned, position, ld, s);
         for (size_t t = 0; t < ld; t += RK_LANES) softmax_lanes(s, keys.n, ld, t, top, sum, shrink);
         for (size_t t = 0; index && t < n; t++) SWEEP(multiply_at, (&(Multiplied){y + t * N, vec_set(shrink[t])}), 0, N);
-        product(&(Product){.a = s, .am = 1, .ak = ld, .b = keys.v, .ldb = h.kv_stride, .c = y, .ldc = N, .M = n, .K = keys.n,
+        product(&(Product){.a = s, .am = 1, .ak = ld, .b = keys.v, .ldb = N, .c = y, .ldc = N, .M = n, .K = keys.n,
                            .J = N, .add = 1});
     }
     for (size_t t = 0; t < n; t++) {
@@ -159,25 +167,27 @@ SIMD float dot_rows(const float *a, const float *b, size_t n) {
 /* Queries [lo, hi) against all keys they see. */
 static void attention_bwd_block(const RkAttnHead *h, size_t lo, size_t hi) {
     size_t n = hi - lo, N = h->N, ld = padded(n), position = h->past + lo, at = lo * h->q_stride;
-    const float *q = h->q + at, *dy = h->dy + at;
-    float *turned = h->scratch, *turned_dy = turned + N * RK_ATTN_BLOCK, *s = turned_dy + N * RK_ATTN_BLOCK;
+    float *q = h->scratch, *dy = q + N * RK_ATTN_BLOCK, *turned = dy + N * RK_ATTN_BLOCK, *turned_dy = turned + N * RK_ATTN_BLOCK;
+    float *room = turned_dy + N * RK_ATTN_BLOCK, *s = room + 2 * N * RK_ATTN_BLOCK;
     float *dp = s + RK_ATTN_BLOCK * RK_ATTN_BLOCK, *lse = dp + RK_ATTN_BLOCK * RK_ATTN_BLOCK, *D = lse + RK_ATTN_BLOCK;
-    turn_around(q, h->q_stride, n, N, h->scale, turned);
-    turn_around(dy, h->q_stride, n, N, 1, turned_dy);
+    pack(h->q + at, h->q_stride, n, N, q);
+    pack(h->dy + at, h->q_stride, n, N, dy);
+    turn_around(q, n, N, h->scale, turned);
+    turn_around(dy, n, N, 1, turned_dy);
     for (size_t t = 0; t < ld; t++) {
         lse[t] = t < n ? h->lse[lo + t] : 0;
-        D[t] = t < n ? dot_rows(dy + t * h->q_stride, h->y + at + t * h->q_stride, N) : 0;
+        D[t] = t < n ? dot_rows(dy + t * N, h->y + at + t * h->q_stride, N) : 0;
     }
     KeyBlock keys;
-    for (size_t index = 0; keys = key_block(h, h->past + hi, index), keys.n; index++) {
+    for (size_t index = 0; keys = key_block(h, h->past + hi, index, room), keys.n; index++) {
         scores(h, &keys, turned, position, ld, s);
-        product(&(Product){.a = keys.v, .am = h->kv_stride, .ak = 1, .b = turned_dy, .ldb = ld, .c = dp, .ldc = ld, .M = keys.n,
+        product(&(Product){.a = keys.v, .am = N, .ak = 1, .b = turned_dy, .ldb = ld, .c = dp, .ldc = ld, .M = keys.n,
                            .K = N, .J = ld});
         for (size_t t = 0; t < ld; t += RK_LANES) slopes_lanes(s, dp, keys.n, ld, t, lse, D, h->scale);
-        product(&(Product){.a = dp, .am = 1, .ak = ld, .b = keys.k, .ldb = h->kv_stride, .c = h->dq + at, .ldc = h->q_stride,
+        product(&(Product){.a = dp, .am = 1, .ak = ld, .b = keys.k, .ldb = N, .c = h->dq + at, .ldc = h->q_stride,
                            .M = n, .K = keys.n, .J = N, .add = index > 0});
         if (!keys.dk) continue;
-        Product sum = {.a = s, .am = ld, .ak = 1, .b = dy, .ldb = h->q_stride, .c = keys.dv, .ldc = h->kv_stride, .M = keys.n,
+        Product sum = {.a = s, .am = ld, .ak = 1, .b = dy, .ldb = N, .c = keys.dv, .ldc = h->kv_stride, .M = keys.n,
                        .K = n, .J = N, .add = 1};
         product(&sum);
         sum.a = dp, sum.b = q, sum.c = keys.dk;

@@ -129,8 +129,8 @@ typedef struct RkAttnHead {
 } RkAttnHead;
 
 enum { RK_ATTN_BLOCK = 64 /* queries, and keys, of a block: four blocks of scores and operands fit the L2 cache */ };
-static inline size_t rk_attn_fwd_scratch(size_t N) { return RK_ATTN_BLOCK * (2 * N + RK_ATTN_BLOCK + 3); }
-static inline size_t rk_attn_bwd_scratch(size_t N) { return RK_ATTN_BLOCK * (2 * N + 2 * RK_ATTN_BLOCK + 2); }
+static inline size_t rk_attn_fwd_scratch(size_t N) { return RK_ATTN_BLOCK * (4 * N + RK_ATTN_BLOCK + 3); }
+static inline size_t rk_attn_bwd_scratch(size_t N) { return RK_ATTN_BLOCK * (6 * N + 2 * RK_ATTN_BLOCK + 2); }
 
 typedef struct RkXentRow {
     int target; /* negative: the row does not count */
