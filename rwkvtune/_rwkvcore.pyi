@@ -34,17 +34,20 @@ def select_isa(name: str) -> str:
 
 class State:
     """The recurrent state of a batch, as the core keeps it. `rows()` gives (layer, name, array) with read-only zero-copy
-    arrays: ("att_shift", (B,C)), ("wkv", (B,H,key,value)), ("ffn_shift", (B,C)): note wkv is key-major here."""
+    arrays: ("att_shift", (B,C)), ("wkv", (B,H,key,value)), ("ffn_shift", (B,C)): note wkv is key-major here; of attention
+    ("key_cache", (B,past,G,N)), ("value_cache", (B,past,G,N))."""
 
     batch_size: int
+    past: int  # tokens in the caches; 0 in a model without attention
     nbytes: int
     def rows(self) -> list[tuple[int, str, np.ndarray]]: ...
     def copy(self) -> State: ...
 
 class Model:
     def __init__(self, config: Mapping[str, Any], backend: str = "cpu") -> None:
-        """config: {"vocab_size", "n_embd", "ln0": bool, "time_state": bool, "head_size_divisor", "layers": [{"time_mix":
-        "x070", "channel_mix": "x070", "head_size", "dim_ffn", "d_decay", "d_aaa", "d_mv", "d_gate", "d_mix"}, ...]}. Parameters start as zeros."""
+        """config: {"vocab_size", "n_embd", "ln0": bool, "time_state": bool, "rope": bool, "head_size_divisor", "layers":
+        [{"time_mix": "x070", "channel_mix": "x070", "head_size", "n_kv_head", "dim_ffn", "d_decay", "d_aaa", "d_mv", "d_gate", "d_mix"}, ...]}.
+        Parameters start as zeros."""
     num_parameters: int
     backend: str
     real: str  # "float32" or "float64"
@@ -60,7 +63,7 @@ class Model:
     def zero_gradients(self) -> None: ...
     def new_state(self, batch_size: int) -> State:
         """The state before the first token: zeros, or the model's time_state."""
-    def state_from(self, batch_size: int, rows: Sequence[tuple[int, str, np.ndarray]]) -> State: ...
+    def state_from(self, batch_size: int, rows: Sequence[tuple[int, str, np.ndarray]], past: int = 0) -> State: ...
     def forward(self, ids: np.ndarray, state: State | None = None, logits: str = "all") -> tuple[np.ndarray | None, State]:
         """ids int32 (B,T), each in [0,V). logits "all" -> (B,T,V), "last" -> (B,V), "none" -> None; dtype real. The given state is not changed."""
     def loss(self, ids: np.ndarray, targets: np.ndarray, state: State | None = None) -> tuple[float, int, State]:

@@ -20,7 +20,7 @@ _CHANNEL_MIX = {"x052": "x052", "x060": "x060", "x070": "x070", "attention": "ml
 _TIME_MIX = {channel: time for time, channel in _CHANNEL_MIX.items()}
 _MAX_LAYERS = 512
 _PRECISIONS = ("fp32", "tf32", "bf16", "fp16", "fp64")
-_LAYER_KEYS = ("time_mix", "channel_mix", "head_size", "dim_ffn", "d_decay", "d_aaa", "d_mv", "d_gate", "d_mix")
+_LAYER_KEYS = ("time_mix", "channel_mix", "head_size", "dim_ffn", "d_decay", "d_aaa", "d_mv", "d_gate", "d_mix", "n_kv_head")
 
 
 def _low_rank(z):
@@ -30,6 +30,12 @@ def _low_rank(z):
 def _x060_size(n_embd):
     """The released 7B has low-rank matrices twice as wide as all the others."""
     return 2 if n_embd == 4096 else 1
+
+
+def _kv_heads(dim_kv, head_size):
+    if dim_kv % head_size:
+        raise ValueError(f"head_size_a is {head_size}; it must divide the {dim_kv} rows of att.k_proj.weight")
+    return dim_kv // head_size
 
 
 def _ffn_width(kind, n_embd):
@@ -107,8 +113,9 @@ class ModelConfig(_Replace):
     and of the mixing, 0 = the version's rule.  head_size_divisor: 8; x052's and x060's norm per head has
     eps = 1e-5 head_size_divisor^2.
     layers: a recipe, one entry per layer: "x070", "attention", or a dict with "time_mix", "channel_mix" and, where
-    they differ, "head_size", "dim_ffn", "d_decay", "d_aaa", "d_mv", "d_gate", "d_mix".  n_layer then is its length.
+    they differ, "head_size", "dim_ffn", "d_decay", "d_aaa", "d_mv", "d_gate", "d_mix", "n_kv_head".  n_layer then is its length.
     time_state: the initial states are parameters.  rope: rotary positions in attention layers.
+    n_kv_head: heads of keys and values in attention layers, shared by all heads in groups; 0 = as many as heads.
     The remaining fields describe a released model and do not change it; an architecture_version that this package does
     not know yet is carried along as model_type, so that its configuration files can be read.
     Raises ValueError naming the field, its value and what is allowed.
@@ -136,6 +143,7 @@ class ModelConfig(_Replace):
     layers: list | None = None
     time_state: bool = False
     rope: bool = True
+    n_kv_head: int = 0
     ln0: bool | None = None
     architecture_version: str = ""
     model_name: str = "Unknown"
@@ -161,14 +169,25 @@ class ModelConfig(_Replace):
         self._derive()
         if self.dim_att != self.n_embd:
             raise ValueError(f"dim_att is {self.dim_att}; it must equal n_embd, {self.n_embd} (or be 0)")
+        self.n_kv_head = _check_int("n_kv_head", self.n_kv_head, 0, " (0 = as many as heads)")
         for number, layer in enumerate(self.layer_list()):
             if self.n_embd % layer["head_size"]:
                 raise ValueError(
                     f"head_size_a is {layer['head_size']} in layer {number}; it must divide n_embd, {self.n_embd}"
                     f" (for example head_size_a={math.gcd(64, self.n_embd)})"
                 )
+            self._check_attention(number, layer)
         if not self.architecture_version:
             self.architecture_version = _ARCHITECTURES[self.model_type]
+
+    def _check_attention(self, number, layer):
+        heads, shared = self.n_embd // layer["head_size"], layer["n_kv_head"]
+        if layer["time_mix"] == "attention" and heads % shared:
+            raise ValueError(f"n_kv_head is {shared} in layer {number}; it must divide the number of heads, {heads}")
+        if layer["time_mix"] == "attention" and self.rope and layer["head_size"] % 2:
+            raise ValueError(
+                f"head_size_a is {layer['head_size']} in layer {number}; rotary positions need an even number, or rope=False"
+            )
 
     def _check_recipe(self):
         if self.layers is None:
@@ -244,6 +263,11 @@ class ModelConfig(_Replace):
             ]
             kinds = [layer["time_mix"] for layer in found["layers"] if layer["time_mix"] in VERSIONS]
             values["model_type"] = max(kinds, default="x070")
+            values["ln0"] = found["ln0"]
+            head_size = overrides.get("head_size_a") or found["head_size_a"] or cls.head_size_a
+            for entry, layer in zip(values["layers"], found["layers"]):
+                if layer.get("dim_kv") is not None:
+                    entry["n_kv_head"] = _kv_heads(layer["dim_kv"], head_size)
         return cls(**{name: value for name, value in (values | overrides).items() if value is not None})
 
     def layer_list(self):
@@ -261,6 +285,7 @@ class ModelConfig(_Replace):
             for key, value in given.items():
                 if value is not None and key not in ("time_mix", "channel_mix"):
                     base[key] = _check_int(f"{key} of a layer", value, 1)
+            base["n_kv_head"] = base.get("n_kv_head") or self.n_kv_head or max(1, self.n_embd // base["head_size"])
             result.append(base)
         return result
 

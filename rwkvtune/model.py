@@ -82,7 +82,7 @@ def _count(targets):
 def check_runnable(config):
     """Raises NotImplementedError, as `RWKV(config)` would, before anything large is made: kinds of layer this build lacks."""
     one_each = [{"time_mix": kind} if kind != "attention" else kind for kind in config.kinds]
-    RWKV(ModelConfig(model_type=config.model_type, layers=one_each, n_embd=config.head_size_a, vocab_size=1, head_size_a=config.head_size_a))
+    RWKV(ModelConfig(model_type=config.model_type, layers=one_each, n_embd=config.head_size_a, vocab_size=1, head_size_a=config.head_size_a, rope=config.rope))
 
 
 class RWKV:
@@ -252,7 +252,7 @@ class RWKV:
         chunked: None (default); "full": in chunks of `set_chunk_size`, less memory, same gradients; "truncated": the
         state between chunks is taken as constant.  state: where to start; its gradient is returned as well.
         Returns (loss, dict name -> float32 array of the parameter's shape), with a state also "state.att_shift"
-        (L,B,C), "state.wkv" (L,B,H,value,key), "state.ffn_shift" (L,B,C).  Raises ValueError as a call does.
+        (L,B,C), "state.wkv" (L,B,H,value,key), "state.ffn_shift" (L,B,C), in general of every array of the state.  Raises ValueError as a call does.
         """
         if chunked not in (None, "full", "truncated"):
             raise ValueError(f"chunked is {chunked!r}; allowed are None, 'full' and 'truncated'")

@@ -5,6 +5,7 @@
  * groups, tests) is a loop over those lists. Its forward and backward call ops of whatever backend they are given.
  *
  * Glossary of sizes:  B sequences  T tokens of each  C channels (n_embd)  H heads  N head size (C = H N)
+ *   G heads of keys and values (attention)  P tokens of the past that a growing state holds
  *   F channel-mix width  V vocabulary  Dw Da Dv Dg Dm low-rank widths (decay, in-context rate, value residual, gate, mixing)
  * Lifetimes: parameter; saved (written by the forward, read by the backward); scratch (inside one call, shared by
  * all layers); state (carried from one call to the next). A backward may rely on x and saved rows, never on scratch. */
@@ -17,11 +18,14 @@
 typedef struct RkDims {
     int B, T, C, H, N, F, V, Dw, Da, Dv, Dg, Dm;
     int divisor; /* head_size_divisor of RWKV-5 and 6: their norm per head has eps = 1e-5 divisor^2 */
+    int G, P;
+    int rope; /* attention has rotary positions */
 } RkDims;
 
 /* A dimension of a table row: a literal (> 0) or one of these symbols; 0 = unused. */
 enum { D_B = -1, D_T = -2, D_C = -3, D_H = -4, D_N = -5, D_F = -6, D_V = -7,
        D_DW = -8, D_DA = -9, D_DV = -10, D_DG = -11, D_BH = -12, D_CHUNKS = -13 /* ceil(T / RK_WKV_CHUNK) */, D_DM = -14, D_5DM = -15 /* 5 Dm */ };
+enum { D_G = -20, D_GN = -21 /* G N */, D_P = -22 /* second in a state row: the row grows by T tokens with every call */ };
 typedef struct RkShape { int16_t d[4]; } RkShape;
 #define SHAPE(...) {{__VA_ARGS__}}
 
@@ -32,6 +36,8 @@ typedef double (*RkRamp)(const RkInitAt *at, int i); /* value of element i */
 typedef enum {
     INIT_CONST,     /* arg everywhere */
     INIT_UNIFORM,   /* uniform in (-arg, arg) */
+    INIT_NORMAL,    /* normal, standard deviation arg */
+    INIT_NORMAL_DEEP, /* the same divided by sqrt(2 n_layer): two such sums per layer then keep the stream's size */
     INIT_ORTHO,     /* the shorter side orthonormal, times arg */
     INIT_ORTHO_TALL, /* the same times max(1, sqrt(rows / cols)) */
     INIT_RAMP       /* ramp(at, i) */
@@ -40,6 +46,8 @@ typedef struct RkInit { RkInitKind kind; double arg; RkRamp ramp; } RkInit;
 
 #define CONST(value) {INIT_CONST, value, NULL}
 #define UNIFORM(bound) {INIT_UNIFORM, bound, NULL}
+#define NORMAL(deviation) {INIT_NORMAL, deviation, NULL}
+#define NORMAL_DEEP(deviation) {INIT_NORMAL_DEEP, deviation, NULL}
 #define ORTHO(gain) {INIT_ORTHO, gain, NULL}
 #define ORTHO_TALL(gain) {INIT_ORTHO_TALL, gain, NULL}
 #define RAMP(fn) {INIT_RAMP, 0, fn}
@@ -90,6 +98,7 @@ typedef struct RkMixer {
     int n_par, n_act, n_tmp, n_state;
     int (*fwd)(const RkCall *);
     int (*bwd)(const RkCall *);
+    int (*check)(const RkDims *); /* sizes it cannot work with, beyond what every mixer needs; NULL: none */
 } RkMixer;
 
 extern const RkMixer *const rk_mixers[]; /* NULL-terminated: the only list to edit when a mixer is added */

@@ -3,8 +3,10 @@
 #include <string.h>
 
 extern const RkMixer rk_x052_tmix, rk_x052_cmix, rk_x060_tmix, rk_x060_cmix, rk_x070_tmix, rk_x070_cmix;
+extern const RkMixer rk_attention_tmix, rk_mlp_cmix;
 
-const RkMixer *const rk_mixers[] = {&rk_x052_tmix, &rk_x052_cmix, &rk_x060_tmix, &rk_x060_cmix, &rk_x070_tmix, &rk_x070_cmix, NULL};
+const RkMixer *const rk_mixers[] = {&rk_x052_tmix, &rk_x052_cmix, &rk_x060_tmix, &rk_x060_cmix, &rk_x070_tmix, &rk_x070_cmix,
+                                    &rk_attention_tmix, &rk_mlp_cmix, NULL};
 
 const RkMixer *rk_mixer_find(const char *name) {
     char known[256] = "";
@@ -34,6 +36,9 @@ static int resolve(int d, const RkDims *s) {
     case D_5DM: return 5 * s->Dm;
     case D_BH: return s->B * s->H;
     case D_CHUNKS: return (s->T + RK_WKV_CHUNK - 1) / RK_WKV_CHUNK;
+    case D_G: return s->G;
+    case D_GN: return s->G * s->N;
+    case D_P: return s->P;
     default: return d;
     }
 }

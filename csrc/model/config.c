@@ -27,12 +27,23 @@ int rk_config_check(const RkConfig *cfg) {
         RK_TRY(check_product("a low-rank matrix", cfg->C, 5 * (int64_t)b->Dm));
         RK_CHECK(b->Dw >= 1 && b->Da >= 1 && b->Dv >= 1 && b->Dg >= 1 && b->Dm >= 1,
                  "layer %d: low-rank widths must be at least 1, not %d %d %d %d %d", l, b->Dw, b->Da, b->Dv, b->Dg, b->Dm);
+        RkDims dims = rk_config_dims(cfg, l, 1, 1);
+        if (b->time_mix->check) RK_TRY(b->time_mix->check(&dims));
+        if (b->channel_mix->check) RK_TRY(b->channel_mix->check(&dims));
     }
     return RK_OK;
+}
+
+int rk_config_grows(const RkConfig *cfg) {
+    for (int l = 0; l < cfg->L; l++)
+        for (int i = 0; i < cfg->block[l].time_mix->n_state; i++)
+            if (cfg->block[l].time_mix->state[i].shape.d[1] == D_P) return 1;
+    return 0;
 }
 
 RkDims rk_config_dims(const RkConfig *cfg, int layer, int B, int T) {
     const RkBlockConfig *b = &cfg->block[layer];
     return (RkDims){.B = B, .T = T, .C = cfg->C, .H = cfg->C / b->N, .N = b->N, .F = b->F, .V = cfg->V,
-                    .Dw = b->Dw, .Da = b->Da, .Dv = b->Dv, .Dg = b->Dg, .Dm = b->Dm, .divisor = cfg->head_size_divisor};
+                    .Dw = b->Dw, .Da = b->Da, .Dv = b->Dv, .Dg = b->Dg, .Dm = b->Dm, .divisor = cfg->head_size_divisor,
+                    .G = b->G, .rope = cfg->rope};
 }

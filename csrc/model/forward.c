@@ -25,7 +25,9 @@ RkCall rk_block_call(RkModel *m, int layer, int channel_mix, const RkState *befo
     }
     const RkTensor *state = channel_mix ? before->channel_mix[layer] : before->time_mix[layer];
     const RkTensor *state_out = !after ? absent : channel_mix ? after->channel_mix[layer] : after->time_mix[layer];
-    return (RkCall){.be = m->be, .dims = rk_config_dims(&m->cfg, layer, w->size.B, w->size.T), .layer = layer,
+    RkDims dims = rk_config_dims(&m->cfg, layer, w->size.B, w->size.T);
+    dims.P = before->past;
+    return (RkCall){.be = m->be, .dims = dims, .layer = layer,
                     .training = w->size.training, .par = w->par, .grad = w->grad,
                     .act = w->block[layer].act[channel_mix], .tmp = w->block[layer].tmp[channel_mix],
                     .state = state, .state_out = state_out, .dstate = absent, .dstate_out = absent,
@@ -101,6 +103,7 @@ static int infer_piece(RkModel *m, RkForward *f, int32_t *room, int t0, int n) {
     RK_TRY(rk_model_prepare(m, (RkWorkSize){f->B, n, 0, 0}));
     RK_TRY(embed(m, piece.ids));
     RK_TRY(rk_blocks_forward(m, state, state));
+    rk_state_advance(state, state->past, n);
     if (piece.targets) {
         RK_TRY(rk_head_loss(m, &piece, 1, 0, 0));
         f->loss += piece.loss;
@@ -113,7 +116,8 @@ static int infer_piece(RkModel *m, RkForward *f, int32_t *room, int t0, int n) {
 /* The state is copied first and then updated in place: with one token per call there is nothing else to keep. */
 int rk_model_forward(RkModel *m, RkForward *f) {
     RK_TRY(rk_check_ids(m, f));
-    if (f->before && f->before != f->after) rk_state_copy(f->after, f->before);
+    RK_TRY(rk_state_reserve(f->after, (int64_t)(f->before ? f->before->past : 0) + f->T));
+    if (f->before && f->before != f->after) RK_TRY(rk_state_copy(f->after, f->before));
     if (!f->before) rk_state_from_params(f->after, &m->man);
     int piece = rk_model_piece(f->B);
     f->loss = 0;
@@ -141,9 +145,26 @@ static int embed_backward(RkModel *m, const int32_t *ids) {
     return m->be->embed_bwd(&e);
 }
 
+/* Room in the states that are written, and agreement of those that are read. */
+static int prepare_states(RkBackward *b) {
+    int past = b->f.before->past;
+    if (b->f.after) {
+        RK_TRY(rk_state_reserve(b->f.after, (int64_t)past + b->f.T));
+        rk_state_advance(b->f.after, past, b->f.T);
+    }
+    if (b->dbefore) {
+        RK_TRY(rk_state_reserve(b->dbefore, past));
+        rk_state_advance(b->dbefore, past, 0);
+    }
+    RK_CHECK(!b->dafter || b->dafter->past == past + b->f.T || !rk_config_grows(b->dafter->cfg),
+             "the gradient of the final state is of %d tokens; the state holds %d", b->dafter->past, past + b->f.T);
+    return RK_OK;
+}
+
 int rk_model_forward_backward(RkModel *m, RkBackward *b) {
     RK_TRY(rk_check_ids(m, &b->f));
     RK_TRY(rk_model_need_grads(m));
+    RK_TRY(prepare_states(b));
     RK_TRY(rk_model_prepare(m, (RkWorkSize){b->f.B, b->f.T, 1, b->grad_cp}));
     RK_TRY(embed(m, b->f.ids));
     RK_TRY(rk_blocks_forward(m, b->f.before, b->f.after));

@@ -113,6 +113,8 @@ typedef struct { const RkParam *p; RkRng rng; RkInitAt at; } Fill;
 static double element(const Fill *f, size_t i) {
     const RkInit *init = &f->p->init;
     if (init->kind == INIT_CONST) return init->arg;
+    if (init->kind == INIT_NORMAL) return init->arg * rk_rng_normal(f->rng, i);
+    if (init->kind == INIT_NORMAL_DEEP) return init->arg / sqrt(2.0 * f->at.n_layer) * rk_rng_normal(f->rng, i);
     if (init->kind == INIT_UNIFORM) return init->arg * (2 * rk_rng_uniform(f->rng, i) - 1);
     return (double)(float)init->ramp(&f->at, (int)i); /* a float32 value also in a float64 model */
 }

@@ -37,7 +37,7 @@ typedef struct RkForward {
     const int32_t *ids;     /* (B,T), each in [0,V) */
     const int32_t *targets; /* (B,T), each in [0,V) or -100; NULL when no loss is wanted */
     const RkState *before;  /* NULL: the model's initial state */
-    RkState *after;         /* written; may be `before` in inference */
+    RkState *after;         /* written; may be `before` in inference; NULL in training: not wanted */
     int logits;             /* RK_LOGITS_* */
     void *out;              /* (B,T,V) or (B,V), element type of the backend */
     double loss;            /* out: sum of cross-entropy over counted targets */

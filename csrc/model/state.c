@@ -6,6 +6,7 @@
 static void place(RkState *s, RkArena *a) {
     for (int l = 0; l < s->cfg->L; l++) {
         RkDims dims = rk_config_dims(s->cfg, l, s->B, 1);
+        dims.P = s->room;
         const RkMixer *mixer[2] = {s->cfg->block[l].time_mix, s->cfg->block[l].channel_mix};
         for (int half = 0; half < 2; half++)
             for (int i = 0; i < mixer[half]->n_state; i++) {
@@ -16,15 +17,21 @@ static void place(RkState *s, RkArena *a) {
     }
 }
 
-size_t rk_state_bytes(const RkConfig *cfg, int dtype, int B) {
-    RkState s = {.cfg = cfg, .dtype = dtype, .B = B};
+/* A row has room for one token at least: no tensor is empty. */
+static RkState sized(const RkConfig *cfg, int dtype, int B, int past) {
+    return (RkState){.cfg = cfg, .dtype = dtype, .B = B, .past = rk_config_grows(cfg) ? past : 0, .room = past > 1 ? past : 1};
+}
+
+size_t rk_state_bytes(const RkConfig *cfg, int dtype, int B, int past) {
+    RkState s = sized(cfg, dtype, B, past);
     RkArena a = {0};
     place(&s, &a);
     return a.used;
 }
 
-int rk_state_create(RkState *s, const RkConfig *cfg, int dtype, int B) {
-    *s = (RkState){.cfg = cfg, .dtype = dtype, .B = B, .bytes = rk_state_bytes(cfg, dtype, B)};
+int rk_state_create(RkState *s, const RkConfig *cfg, int dtype, int B, int past) {
+    *s = sized(cfg, dtype, B, past);
+    s->bytes = rk_state_bytes(cfg, dtype, B, past);
     s->memory = rk_pages_alloc(s->bytes);
     s->time_mix = calloc((size_t)cfg->L, sizeof *s->time_mix);
     s->channel_mix = calloc((size_t)cfg->L, sizeof *s->channel_mix);
@@ -45,16 +52,53 @@ void rk_state_free(RkState *s) {
     s->time_mix = s->channel_mix = NULL;
 }
 
-void rk_state_copy(RkState *dst, const RkState *src) { memcpy(dst->memory, src->memory, src->bytes); }
+/* Copies a row: all of it, or the `past` tokens it holds where the two have different room. */
+static void copy_row(RkTensor to, RkTensor from, int grows, int past) {
+    size_t sequences = grows ? (size_t)from.d[0] : 1, element = rk_dtype_size(from.dtype);
+    size_t step_to = rk_numel(to) / sequences * element, step_from = rk_numel(from) / sequences * element;
+    size_t bytes = grows ? step_from / (size_t)from.d[1] * (size_t)past : step_from;
+    for (size_t b = 0; b < sequences; b++) memcpy((char *)to.p + b * step_to, (char *)from.p + b * step_from, bytes);
+}
 
-int rk_state_row(const RkState *s, int i, int *layer, const char **name, RkTensor *row) {
+static void copy_rows(RkState *dst, const RkState *src) {
+    RkStateRow to, from;
+    for (int i = 0; rk_state_row(src, i, &from) && rk_state_row(dst, i, &to); i++) copy_row(to.t, from.t, from.grows, src->past);
+    dst->past = src->past;
+}
+
+int rk_state_reserve(RkState *s, int64_t tokens) {
+    if (tokens <= s->room || !rk_config_grows(s->cfg)) return RK_OK;
+    RK_CHECK(tokens <= INT32_MAX / 2, "a state of %lld tokens is longer than %d", (long long)tokens, INT32_MAX / 2);
+    RkState larger;
+    int grown = s->room + s->room / 2;
+    RK_TRY(rk_state_create(&larger, s->cfg, s->dtype, s->B, s->past && tokens < grown ? grown : (int)tokens));
+    copy_rows(&larger, s);
+    rk_state_free(s);
+    *s = larger;
+    return RK_OK;
+}
+
+int rk_state_copy(RkState *dst, const RkState *src) {
+    RK_TRY(rk_state_reserve(dst, src->past));
+    copy_rows(dst, src);
+    return RK_OK;
+}
+
+void rk_state_advance(RkState *s, int past, int T) {
+    if (rk_config_grows(s->cfg)) s->past = past + T;
+}
+
+int rk_state_row(const RkState *s, int i, RkStateRow *row) {
     for (int l = 0; l < s->cfg->L; l++) {
-        const RkMixer *tm = s->cfg->block[l].time_mix, *cm = s->cfg->block[l].channel_mix;
-        *layer = l;
-        if (i < tm->n_state) return *name = tm->state[i].name, *row = s->time_mix[l][i], 1;
-        i -= tm->n_state;
-        if (i < cm->n_state) return *name = cm->state[i].name, *row = s->channel_mix[l][i], 1;
-        i -= cm->n_state;
+        const RkMixer *mixer[2] = {s->cfg->block[l].time_mix, s->cfg->block[l].channel_mix};
+        for (int half = 0; half < 2; half++) {
+            if (i < mixer[half]->n_state) {
+                const RkRowSpec *spec = &mixer[half]->state[i];
+                *row = (RkStateRow){l, spec->shape.d[1] == D_P, spec->name, (half ? s->channel_mix : s->time_mix)[l][i]};
+                return 1;
+            }
+            i -= mixer[half]->n_state;
+        }
     }
     return 0;
 }

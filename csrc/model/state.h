@@ -1,7 +1,10 @@
 /* state.h - the recurrent state of a batch: what a model remembers of the tokens it has read.
  *
  * One tensor per row of every mixer's state table. A state is a value: calls read one and write another. Gradients
- * of states have the same type. */
+ * of states have the same type.
+ *
+ * Rows with a dimension D_P (attention's keys and values) grow by the tokens of every call: they have room for `room`
+ * tokens and hold the first `past` of them. A state that has to hold more moves to a larger allocation. */
 #ifndef RK_MODEL_STATE_H
 #define RK_MODEL_STATE_H
 
@@ -14,16 +17,25 @@ typedef struct RkState {
     int dtype, B;
     void *memory;
     size_t bytes;
+    int past, room; /* of the growing rows; past is 0 where there are none */
     RkTensor (*time_mix)[RK_MAX_STATE_ROWS], (*channel_mix)[RK_MAX_STATE_ROWS]; /* one array per layer */
 } RkState;
 
-int rk_state_create(RkState *s, const RkConfig *cfg, int dtype, int B); /* zeros */
+/* Zeros, with room for `past` tokens, which it is taken to hold. */
+int rk_state_create(RkState *s, const RkConfig *cfg, int dtype, int B, int past);
 void rk_state_free(RkState *s);
-size_t rk_state_bytes(const RkConfig *cfg, int dtype, int B);
-void rk_state_copy(RkState *dst, const RkState *src); /* of the same model and batch */
+size_t rk_state_bytes(const RkConfig *cfg, int dtype, int B, int past); /* what rk_state_create allocates */
 
-/* Row `i` of all rows, time mix before channel mix, layer by layer; 0 when there is no such row. */
-int rk_state_row(const RkState *s, int i, int *layer, const char **name, RkTensor *row);
+/* Room for `tokens` tokens, keeping what it holds. Room grows by half at least, so that a token at a time costs no more than
+ * a constant per token. On an error the state is as it was. */
+int rk_state_reserve(RkState *s, int64_t tokens);
+int rk_state_copy(RkState *dst, const RkState *src); /* of the same model and batch; dst keeps its room or grows */
+void rk_state_advance(RkState *s, int past, int T);  /* it now holds past + T tokens */
+
+/* Row `i` of all rows, time mix before channel mix, layer by layer; 0 when there is no such row. A row that grows has its room
+ * as second dimension. */
+typedef struct RkStateRow { int layer, grows; const char *name; RkTensor t; } RkStateRow;
+int rk_state_row(const RkState *s, int i, RkStateRow *row);
 
 /* The trained initial state (time_state, stored (H, value, key)) into every sequence's wkv row, and its gradient back. */
 void rk_state_from_params(RkState *s, const RkManifest *m);

@@ -39,6 +39,7 @@ static int get_block(PyObject *dict, RkPyState *st, RkBlockConfig *b) {
                                                            {"d_aaa", &b->Da}, {"d_mv", &b->Dv}, {"d_gate", &b->Dg}, {"d_mix", &b->Dm}};
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
         if (get_int(dict, sizes[i].key, sizes[i].out) < 0) return -1;
+    if (get_int(dict, "n_kv_head", &b->G) < 0) return -1;
     return 0;
 }
 
@@ -49,6 +50,7 @@ int rk_py_config(PyObject *dict, RkPyState *st, RkConfig *cfg) {
         get_int(dict, "ln0", &cfg->ln0) < 0 || get_int(dict, "time_state", &cfg->time_state) < 0 ||
         get_int(dict, "head_size_divisor", &cfg->head_size_divisor) < 0)
         return -1;
+    if (get_int(dict, "rope", &cfg->rope) < 0) return -1;
     Py_ssize_t n = PySequence_Size(layers);
     if (n < 0) return -1;
     if (n > RK_MAX_LAYERS) return PyErr_Format(PyExc_ValueError, "n_layer must be 1 to %d, not %zd", RK_MAX_LAYERS, n), -1;

@@ -101,12 +101,13 @@ PyObject *rk_py_model_generate(PyObject *op, PyObject *args, PyObject *kwargs) {
         return PyErr_SetString(PyExc_ValueError, "state must be a State or None"), NULL;
     int rc = rk_sampling_check(&g.how);
     if (rc) return rk_py_raise(st, rc);
-    RkPyStateObject *own = rk_py_state_new(g.model, 1);
+    RkPyStateObject *own = rk_py_state_new(g.model, 1, 0);
     PyObject *list = own ? PyList_New(0) : NULL;
     if (!list) return Py_XDECREF(own), NULL;
     if (state == Py_None) rk_state_from_params(&own->state, &g.model->model.man);
-    else if (((RkPyStateObject *)state)->owner == g.model && ((RkPyStateObject *)state)->state.B == 1) rk_state_copy(&own->state, &((RkPyStateObject *)state)->state);
-    else PyErr_SetString(PyExc_ValueError, "state must be of this model, for one sequence");
+    else if (((RkPyStateObject *)state)->owner == g.model && ((RkPyStateObject *)state)->state.B == 1) {
+        if ((rc = rk_state_copy(&own->state, &((RkPyStateObject *)state)->state))) rk_py_raise(st, rc);
+    } else PyErr_SetString(PyExc_ValueError, "state must be of this model, for one sequence");
     g.state = &own->state;
     rc = PyErr_Occurred() ? -1 : allocate(&g);
     if (rc == 0) rc = run(&g, ids, max_new, stop_tokens, on_token, list);

@@ -154,32 +154,32 @@ static PyObject *model_new_state(PyObject *op, PyObject *arg) {
     long n = PyLong_AsLong(arg);
     if (n == -1 && PyErr_Occurred()) return NULL;
     RkPyModel *self = (RkPyModel *)op;
-    RkPyStateObject *state = rk_py_state_new(self, (int)n);
+    RkPyStateObject *state = rk_py_state_new(self, (int)n, 0);
     if (state) rk_state_from_params(&state->state, &self->model.man);
     return (PyObject *)state;
 }
 
 /* Copies one (layer, name, array) into the state's row of that name. */
 static int fill_row(RkPyStateObject *state, PyObject *item) {
-    int layer, row_layer, found = 0;
-    const char *name, *row_name;
+    int layer, found = 0;
+    const char *name;
     PyObject *array;
-    RkTensor row = {0};
+    RkStateRow row;
     if (!PyArg_ParseTuple(item, "isO", &layer, &name, &array)) return -1;
-    for (int i = 0; !found && rk_state_row(&state->state, i, &row_layer, &row_name, &row); i++)
-        found = row_layer == layer && !strcmp(row_name, name);
+    for (int i = 0; !found && rk_state_row(&state->state, i, &row); i++)
+        found = row.layer == layer && !strcmp(row.name, name);
     if (!found) return PyErr_Format(PyExc_ValueError, "layer %d has no state called '%s'", layer, name), -1;
-    PyObject *view = rk_py_view(row, (PyObject *)state, 1);
+    PyObject *view = rk_py_state_view(state, &row, 1);
     int rc = view ? PyArray_CopyInto((PyArrayObject *)view, (PyArrayObject *)array) : -1;
     Py_XDECREF(view);
     return rc;
 }
 
 static PyObject *model_state_from(PyObject *op, PyObject *args) {
-    int batch_size;
+    int batch_size, past = 0;
     PyObject *rows;
-    if (!PyArg_ParseTuple(args, "iO:state_from", &batch_size, &rows)) return NULL;
-    RkPyStateObject *state = rk_py_state_new((RkPyModel *)op, batch_size);
+    if (!PyArg_ParseTuple(args, "iO|i:state_from", &batch_size, &rows, &past)) return NULL;
+    RkPyStateObject *state = rk_py_state_new((RkPyModel *)op, batch_size, past);
     PyObject *fast = state ? PySequence_Fast(rows, "rows must be a sequence of (layer, name, array)") : NULL;
     for (Py_ssize_t i = 0; fast && i < PySequence_Fast_GET_SIZE(fast); i++)
         if (fill_row(state, PySequence_Fast_GET_ITEM(fast, i)) < 0) Py_CLEAR(fast);
@@ -203,7 +203,7 @@ static PyObject *model_forward(PyObject *op, PyObject *args, PyObject *kwargs) {
     if (f.logits == RK_LOGITS_NONE && strcmp(want, "none"))
         return PyErr_Format(PyExc_ValueError, "logits must be 'all', 'last' or 'none', not '%s'", want);
     if (state_arg(self, state, f.B, "state", &f.before) < 0) return NULL;
-    RkPyStateObject *after = rk_py_state_new(self, f.B > 0 ? f.B : 1);
+    RkPyStateObject *after = rk_py_state_new(self, f.B > 0 ? f.B : 1, 0);
     if (!after) return NULL;
     npy_intp all[3] = {f.B, f.T, self->model.cfg.V}, last[2] = {f.B, self->model.cfg.V};
     int type = numpy_type(self->model.be->dtype);
@@ -241,7 +241,7 @@ static PyObject *model_loss(PyObject *op, PyObject *args, PyObject *kwargs) {
     RkForward f = {.logits = RK_LOGITS_NONE};
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|O:loss", names, &ids, &targets, &state)) return NULL;
     if (ids_and_targets(ids, targets, &f) < 0 || state_arg(self, state, f.B, "state", &f.before) < 0) return NULL;
-    RkPyStateObject *after = rk_py_state_new(self, f.B);
+    RkPyStateObject *after = rk_py_state_new(self, f.B, 0);
     if (!after) return NULL;
     int rc;
     f.after = &after->state;
@@ -262,8 +262,8 @@ static PyObject *model_forward_backward(PyObject *op, PyObject *args, PyObject *
     if (ids_and_targets(ids, targets, &b.f) < 0 || state_arg(self, state, b.f.B, "state", &b.f.before) < 0 ||
         state_arg(self, dstate, b.f.B, "dstate", &b.dafter) < 0)
         return NULL;
-    RkPyStateObject *initial = rk_py_state_new(self, b.f.B), *after = initial ? rk_py_state_new(self, b.f.B) : NULL;
-    RkPyStateObject *dbefore = after ? rk_py_state_new(self, b.f.B) : NULL;
+    RkPyStateObject *initial = rk_py_state_new(self, b.f.B, 0), *after = initial ? rk_py_state_new(self, b.f.B, 0) : NULL;
+    RkPyStateObject *dbefore = after ? rk_py_state_new(self, b.f.B, 0) : NULL;
     int rc = 0;
     if (dbefore) {
         b.initial = !b.f.before;
@@ -325,8 +325,9 @@ static PyObject *model_plan(PyObject *op, PyObject *args, PyObject *kwargs) {
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "ii|pi:plan", names, &B, &T, &training, &grad_cp)) return NULL;
     if (B < 1 || T < 1) return PyErr_Format(PyExc_ValueError, "batch_size and ctx_len must be at least 1, not %d and %d", B, T);
     if ((int64_t)B * T > INT32_MAX / 2) return PyErr_Format(PyExc_ValueError, "a batch of %d x %d tokens is too large for one call", B, T);
+    size_t state = training ? rk_state_bytes(&m->cfg, m->be->dtype, B, 0) * (1 + (m->cfg.time_state != 0))
+                            : rk_state_bytes(&m->cfg, m->be->dtype, B, T);
     if (!training && T > rk_model_piece(B)) T = rk_model_piece(B);
-    size_t state = rk_state_bytes(&m->cfg, m->be->dtype, B) * (training ? 2 + (m->cfg.time_state != 0) : 1);
     size_t work = rk_work_measure(&m->cfg, &m->man, m->be->dtype, (RkWorkSize){B, T, training, grad_cp});
     if (!work) return PyErr_NoMemory();
     size_t trained = training ? m->value_bytes : 0;
@@ -363,7 +364,7 @@ static PyMethodDef methods[] = {
     {"gradients", model_gradients, METH_NOARGS, "name -> zero-copy view of the gradient."},
     {"zero_gradients", model_zero_gradients, METH_NOARGS, "Sets all gradients to zero."},
     {"new_state", model_new_state, METH_O, "The state before the first token."},
-    {"state_from", model_state_from, METH_VARARGS, "A state from (layer, name, array) rows; missing rows are zeros."},
+    {"state_from", model_state_from, METH_VARARGS, "A state that holds `past` tokens from (layer, name, array) rows; missing rows are zeros."},
     {"forward", KEYWORDS(model_forward), "(logits, state) of ids."},
     {"loss", KEYWORDS(model_loss), "(sum, count, state) of the cross-entropy."},
     {"forward_backward", KEYWORDS(model_forward_backward), "Adds gradients; (sum, count, state, dstate)."},

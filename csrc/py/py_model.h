@@ -30,8 +30,11 @@ typedef struct RkPyStateObject {
         Py_END_ALLOW_THREADS                       \
     } while (0)
 
-/* A new state of zeros; NULL with an exception. */
-RkPyStateObject *rk_py_state_new(RkPyModel *owner, int batch_size);
+/* A new state of zeros that holds `past` tokens where states grow; NULL with an exception. */
+RkPyStateObject *rk_py_state_new(RkPyModel *owner, int batch_size, int past);
+
+/* A zero-copy view of a row; of one that grows, of the tokens it holds. */
+PyObject *rk_py_state_view(RkPyStateObject *state, const RkStateRow *row, int writable);
 
 /* A (B,T) int32 array; NULL with an exception that names it. Borrowed. */
 PyArrayObject *rk_py_ids(PyObject *value, const char *name);

@@ -2,16 +2,20 @@
 
 #include <string.h>
 
-RkPyStateObject *rk_py_state_new(RkPyModel *owner, int batch_size) {
+RkPyStateObject *rk_py_state_new(RkPyModel *owner, int batch_size, int past) {
     RkPyState *st = rk_py_state_of(Py_TYPE(owner));
     if (batch_size < 1) {
         PyErr_Format(PyExc_ValueError, "batch_size must be at least 1, not %d", batch_size);
         return NULL;
     }
+    if (past < 0) {
+        PyErr_Format(PyExc_ValueError, "a state cannot hold %d tokens", past);
+        return NULL;
+    }
     RkPyStateObject *self = (RkPyStateObject *)st->state->tp_alloc(st->state, 0);
     if (!self) return NULL;
     self->owner = (RkPyModel *)Py_NewRef((PyObject *)owner);
-    int rc = rk_state_create(&self->state, &owner->model.cfg, owner->model.be->dtype, batch_size);
+    int rc = rk_state_create(&self->state, &owner->model.cfg, owner->model.be->dtype, batch_size, past);
     if (rc) {
         Py_DECREF(self);
         rk_py_raise(st, rc);
@@ -29,16 +33,29 @@ static void state_dealloc(PyObject *op) {
     Py_DECREF(type);
 }
 
+PyObject *rk_py_state_view(RkPyStateObject *state, const RkStateRow *row, int writable) {
+    PyObject *whole = rk_py_view(row->t, (PyObject *)state, writable);
+    if (!whole || !row->grows) return whole;
+    npy_intp dims[4], strides[4];
+    int rank = PyArray_NDIM((PyArrayObject *)whole), flags = writable ? NPY_ARRAY_WRITEABLE : 0;
+    for (int i = 0; i < rank; i++) {
+        dims[i] = i == 1 ? state->state.past : PyArray_DIM((PyArrayObject *)whole, i);
+        strides[i] = PyArray_STRIDE((PyArrayObject *)whole, i);
+    }
+    PyObject *part = PyArray_New(&PyArray_Type, rank, dims, PyArray_TYPE((PyArrayObject *)whole), strides, row->t.p, 0, flags, NULL);
+    if (!part) return Py_DECREF(whole), NULL;
+    if (PyArray_SetBaseObject((PyArrayObject *)part, whole) < 0) Py_CLEAR(part); /* takes the reference to whole */
+    return part;
+}
+
 static PyObject *state_rows(PyObject *op, PyObject *unused) {
     (void)unused;
     RkPyStateObject *self = (RkPyStateObject *)op;
     PyObject *list = PyList_New(0);
-    int layer;
-    const char *name;
-    RkTensor row;
-    for (int i = 0; list && rk_state_row(&self->state, i, &layer, &name, &row); i++) {
-        PyObject *view = rk_py_view(row, op, 0);
-        PyObject *item = view ? Py_BuildValue("(isN)", layer, name, view) : NULL;
+    RkStateRow row;
+    for (int i = 0; list && rk_state_row(&self->state, i, &row); i++) {
+        PyObject *view = rk_py_state_view(self, &row, 0);
+        PyObject *item = view ? Py_BuildValue("(isN)", row.layer, row.name, view) : NULL;
         if (!item || PyList_Append(list, item) < 0) Py_CLEAR(list);
         Py_XDECREF(item);
     }
@@ -47,14 +64,22 @@ static PyObject *state_rows(PyObject *op, PyObject *unused) {
 
 static PyObject *state_copy(PyObject *op, PyObject *unused) {
     (void)unused;
-    RkPyStateObject *self = (RkPyStateObject *)op, *copy = rk_py_state_new(self->owner, self->state.B);
-    if (copy) rk_state_copy(&copy->state, &self->state);
-    return (PyObject *)copy;
+    RkPyStateObject *self = (RkPyStateObject *)op, *copy = rk_py_state_new(self->owner, self->state.B, self->state.past);
+    if (!copy) return NULL;
+    int rc = rk_state_copy(&copy->state, &self->state);
+    if (!rc) return (PyObject *)copy;
+    Py_DECREF(copy);
+    return rk_py_raise(rk_py_state_of(Py_TYPE(self->owner)), rc);
 }
 
 static PyObject *get_batch_size(PyObject *op, void *unused) {
     (void)unused;
     return PyLong_FromLong(((RkPyStateObject *)op)->state.B);
+}
+
+static PyObject *get_past(PyObject *op, void *unused) {
+    (void)unused;
+    return PyLong_FromLong(((RkPyStateObject *)op)->state.past);
 }
 
 static PyObject *get_nbytes(PyObject *op, void *unused) {
@@ -63,12 +88,13 @@ static PyObject *get_nbytes(PyObject *op, void *unused) {
 }
 
 static PyMethodDef methods[] = {
-    {"rows", state_rows, METH_NOARGS, "[(layer, name, array)]: read-only zero-copy views; wkv is (B,H,key,value)."},
+    {"rows", state_rows, METH_NOARGS, "[(layer, name, array)]: read-only zero-copy views; wkv is (B,H,key,value), key_cache and value_cache (B,past,G,N)."},
     {"copy", state_copy, METH_NOARGS, "An independent copy."},
     {NULL, NULL, 0, NULL},
 };
 static PyGetSetDef getset[] = {
     {"batch_size", get_batch_size, NULL, "Sequences in the batch.", NULL},
+    {"past", get_past, NULL, "Tokens whose keys and values it holds; 0 in a model without attention.", NULL},
     {"nbytes", get_nbytes, NULL, "Bytes of memory.", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };

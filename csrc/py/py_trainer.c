@@ -63,7 +63,7 @@ static PyObject *trainer_moments(PyObject *op, PyObject *unused) {
 
 static PyObject *sizes(PyTrainer *self) {
     RkModel *m = self->trainer.model;
-    size_t state = self->trainer.before.bytes + self->trainer.after.bytes + self->trainer.dbefore.bytes;
+    size_t state = self->trainer.before.bytes + self->trainer.dbefore.bytes;
     return rk_py_sizes(m->value_bytes, m->grad_bytes, self->trainer.moment_bytes, m->work.bytes, state,
                        rk_thread_scratch_total());
 }

@@ -39,7 +39,6 @@ int rk_trainer_create(RkTrainer *t, RkModel *model) {
 
 static void free_states(RkTrainer *t) {
     rk_state_free(&t->before);
-    rk_state_free(&t->after);
     rk_state_free(&t->dbefore);
 }
 
@@ -54,12 +53,11 @@ void rk_trainer_free(RkTrainer *t) {
 int rk_trainer_prepare(RkTrainer *t, RkWorkSize size) {
     RkModel *m = t->model;
     size.training = 1;
-    int ready = t->before.memory && t->after.memory && (t->dbefore.memory || !m->cfg.time_state);
+    int ready = t->before.memory && (t->dbefore.memory || !m->cfg.time_state);
     if (!ready || t->before.B != size.B) {
         free_states(t);
-        RK_TRY(rk_state_create(&t->before, &m->cfg, m->be->dtype, size.B));
-        RK_TRY(rk_state_create(&t->after, &m->cfg, m->be->dtype, size.B));
-        if (m->cfg.time_state) RK_TRY(rk_state_create(&t->dbefore, &m->cfg, m->be->dtype, size.B));
+        RK_TRY(rk_state_create(&t->before, &m->cfg, m->be->dtype, size.B, 0));
+        if (m->cfg.time_state) RK_TRY(rk_state_create(&t->dbefore, &m->cfg, m->be->dtype, size.B, 0));
     }
     return rk_model_prepare(m, size);
 }
@@ -73,8 +71,7 @@ static int accumulate(RkTrainer *t, RkStep *s, int64_t counted) {
         RK_TRY(rk_trainer_prepare(t, (RkWorkSize){rows, s->T, 1, s->grad_cp}));
         rk_state_from_params(&t->before, &t->model->man);
         size_t at = (size_t)first * (size_t)s->T;
-        RkBackward b = {.f = {.B = rows, .T = s->T, .ids = s->ids + at, .targets = s->targets + at, .before = &t->before,
-                              .after = &t->after},
+        RkBackward b = {.f = {.B = rows, .T = s->T, .ids = s->ids + at, .targets = s->targets + at, .before = &t->before},
                         .scale = 1.0 / (double)counted, .l2 = l2, .initial = 1, .grad_cp = s->grad_cp,
                         .dbefore = t->dbefore.memory ? &t->dbefore : NULL};
         RK_TRY(rk_model_forward_backward(t->model, &b));

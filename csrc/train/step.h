@@ -15,7 +15,7 @@ typedef struct RkTrainer {
     size_t bytes, moment_bytes;
     RkTensor *m, *v;                     /* per parameter */
     RkTensor partial, norms;             /* float64: scratch of sumsq; one per parameter */
-    RkState before, after, dbefore;      /* of one micro-batch */
+    RkState before, dbefore;             /* of one micro-batch */
 } RkTrainer;
 
 int rk_trainer_create(RkTrainer *t, RkModel *model);

@@ -144,13 +144,16 @@ def _layer(index, block):
     for name in (att, ffn):
         if name not in block:
             raise FormatError(f"Cannot detect the sizes of block {index}: {at}{name} is missing")
-    return {
+    sizes = {
         "time_mix": kind,
         "channel_mix": channel,
         "dim_att": _size(block, at, att, 2, 0),
         "dim_ffn": _size(block, at, ffn, 2, 0),
         "head_size_a": _head_size(index, block, kind),
     }
+    if kind == "attention":
+        sizes["dim_kv"] = _size(block, at, "att.k_proj.weight", 2, 0) if "att.k_proj.weight" in block else None
+    return sizes
 
 
 def _common(layers, field, required):
@@ -203,8 +206,8 @@ def detect(shapes):
     Returns a dict: n_layer, n_embd, vocab_size, model_type ("x052", "x060", "x070", "attention", or "hybrid" where
     blocks differ), head_size_a, dim_att, dim_ffn (None where blocks differ), the low-rank widths dim_decay_lora,
     dim_aaa_lora, dim_mv_lora, dim_gate_lora (x070), time_mix_extra_dim, time_decay_extra_dim (x060), None where there
-    is no such tensor; layers: one dict per block with time_mix, channel_mix, dim_att, dim_ffn, head_size_a;
-    time_state, layer0_value_residual (blocks.0.att.v0, v1, v2): whether they are there; ctx_len: None.
+    is no such tensor; layers: one dict per block with time_mix, channel_mix, dim_att, dim_ffn, head_size_a, and for
+    attention dim_kv, the width of all its keys; ln0 (a norm of the embedding), time_state, layer0_value_residual (blocks.0.att.v0, v1, v2): whether they are there; ctx_len: None.
     Raises FormatError: not a model, or a version that is not supported; the message names the key.
     """
     from .lazy_tensor import strip_prefix
@@ -236,6 +239,7 @@ def detect(shapes):
         **{field: _width(field, blocks, layers) for field in _WIDTHS},
         "ctx_len": None,
         "layers": layers,
+        "ln0": "ln0.weight" in blocks[0],
         "time_state": any("att.time_state" in block for block in blocks.values()),
         "layer0_value_residual": all(value_residual),
     }

@@ -11,8 +11,9 @@
 #include "base/arena.h"
 #include "mixers/mixer.h"
 
-enum { B = 2, T = 5, CUT = 2 };
-static const RkDims dims = {.B = B, .T = T, .C = 8, .H = 2, .N = 4, .F = 12, .V = 11, .Dw = 3, .Da = 2, .Dv = 3, .Dg = 4, .Dm = 2, .divisor = 8};
+enum { B = 2, T = 5, CUT = 2, PAST = 3 };
+static const RkDims dims = {.B = B, .T = T, .C = 8, .H = 2, .N = 4, .F = 12, .V = 11, .Dw = 3, .Da = 2, .Dv = 3, .Dg = 4, .Dm = 2, .divisor = 8,
+                            .G = 1, .P = PAST, .rope = 1};
 
 /* Everything one call needs, in one arena. */
 typedef struct {
@@ -49,8 +50,10 @@ static void place(RkArena *a, const RkMixer *m, Bench *w) {
     }
     place_rows(a, m->act, m->n_act, d, w->act);
     place_rows(a, m->tmp, m->n_tmp, d, w->tmp);
-    RkTensor *states[] = {w->state, w->after, w->dstate, w->dafter};
-    for (int i = 0; i < 4; i++) place_rows(a, m->state, m->n_state, d, states[i]);
+    RkDims grown = *d; /* a state that grows: by the tokens of the call */
+    grown.P += d->T;
+    RkTensor *states[] = {w->state, w->dstate, w->after, w->dafter};
+    for (int i = 0; i < 4; i++) place_rows(a, m->state, m->n_state, i < 2 ? d : &grown, states[i]);
     RkTensor *streams[] = {&w->x, &w->y, &w->dx, &w->dy};
     for (int i = 0; i < 4; i++) *streams[i] = rk_arena_take(a, RK_F64, x);
     w->carry.v_first = rk_arena_take(a, RK_F64, v);
@@ -151,6 +154,7 @@ static void test_split(const RkMixer *m) {
     Bench whole = {.dims = dims}, part[2] = {{.dims = dims}, {.dims = dims}};
     part[0].dims.T = CUT;
     part[1].dims.T = T - CUT;
+    part[1].dims.P += CUT;
     void *memory[3] = {create(m, &whole), create(m, &part[0]), create(m, &part[1])};
     for (int i = 0; i < m->n_par; i++) fill(whole.par[i], 1, 0);
     for (int i = 0; i < m->n_state; i++) fill(whole.state[i], 1, 0);
@@ -162,7 +166,7 @@ static void test_split(const RkMixer *m) {
         for (int i = 0; i < m->n_par; i++)
             if (whole.par[i].p) memcpy(part[s].par[i].p, whole.par[i].p, rk_numel(whole.par[i]) * sizeof(double));
         for (int i = 0; i < m->n_state; i++)
-            memcpy(part[s].state[i].p, s ? part[0].after[i].p : whole.state[i].p, rk_numel(whole.state[i]) * sizeof(double));
+            memcpy(part[s].state[i].p, s ? part[0].after[i].p : whole.state[i].p, rk_numel(part[s].state[i]) * sizeof(double));
         copy_tokens(part[s].x, whole.x, first, n, 0);
         copy_tokens(part[s].carry.v_first, whole.carry.v_first, first, n, 0);
         value(m, &part[s], 1);

@@ -277,6 +277,41 @@ static void test_relu2(Size s) {
     test_case(&c);
 }
 
+static void test_gelu(Size s) {
+    Case c = new_case("gelu", size_label(s));
+    const char *const names[] = {"x", "dy"}, *const outs[] = {"y", "dx"};
+    for (int i = 0; i < 2; i++) slot(&c, names[i], IN, -6, 6, s.B * s.T, s.H * s.N, 0, 0), out(&c, outs[i], s.B * s.T, s.H * s.N, 0, 0);
+    alias(&c, "dx", "dy", 0), alias(&c, "y", "x", 1);
+    test_case(&c);
+}
+
+static void test_rope(Size s, int past) {
+    Case c = new_case("rope", size_label(s));
+    const char *const names[] = {"x", "dy"}, *const outs[] = {"y", "dx"};
+    for (int i = 0; i < 2; i++) in(&c, names[i], s.B, s.T, s.H, s.N), out(&c, outs[i], s.B, s.T, s.H, s.N);
+    number(&c, "past", past), alias(&c, "dx", "dy", 0), alias(&c, "y", "x", 1);
+    test_case(&c);
+}
+
+/* H heads of queries on G heads of keys, `past` tokens of them from before. A query that sees one key only has a gradient that is
+ * nothing but rounding, which the textbook's loops happen to cancel exactly. */
+static void test_attention(Size s, int G, int past) {
+    char label[96];
+    snprintf(label, sizeof label, "%s G%d past%d", size_label(s), G, past);
+    Case c = new_case("attention", label);
+    slot(&c, "q", IN, -3, 3, s.B, s.T, s.H, s.N), in(&c, "k", s.B, s.T, G, s.N), in(&c, "v", s.B, s.T, G, s.N);
+    out(&c, "y", s.B, s.T, s.H, s.N), out(&c, "lse", s.B, s.H, s.T, 0), in(&c, "dy", s.B, s.T, s.H, s.N);
+    out(&c, "dq", s.B, s.T, s.H, s.N), out(&c, "dk", s.B, s.T, G, s.N), out(&c, "dv", s.B, s.T, G, s.N);
+    if (past) {
+        in(&c, "k_past", s.B, past, G, s.N), in(&c, "v_past", s.B, past, G, s.N);
+        in(&c, "dk_all", s.B, past + s.T, G, s.N), in(&c, "dv_all", s.B, past + s.T, G, s.N);
+        out(&c, "k_all", s.B, past + s.T, G, s.N), out(&c, "v_all", s.B, past + s.T, G, s.N);
+        out(&c, "dk_past", s.B, past, G, s.N), out(&c, "dv_past", s.B, past, G, s.N);
+    }
+    number(&c, "past", past);
+    test_case(&c);
+}
+
 static void test_layernorm(Size s) {
     int R = s.B * s.T, C = s.H * s.N;
     for (int with = 0; C > 1 && with < 2; with++) { /* the gradient through one column is nothing but rounding */
@@ -547,6 +582,39 @@ static void test_rows_alone(void) {
     }
 }
 
+/* A cache with more room than tokens, used in place: what is past its tokens is neither read nor written. */
+static void test_attention_room(void) {
+    enum { T = 3, PAST = 5, ROOM = 11, H = 2, G = 1, N = 17 };
+    static float q[2 * T * H * N], k[2 * T * G * N], v[2 * T * G * N], cache[2][2 * ROOM * G * N], exact[2][2 * (PAST + T) * G * N], y[2][2 * T * H * N];
+    for (int i = 0; i < 2 * T * H * N; i++) q[i] = (float)uniform(-1, 1);
+    for (int i = 0; i < 2 * T * G * N; i++) k[i] = (float)uniform(-1, 1), v[i] = (float)uniform(-1, 1);
+    for (int z = 0; z < 2; z++)
+        for (int b = 0; b < 2; b++)
+            for (int t = 0; t < ROOM; t++)
+                for (int i = 0; i < G * N; i++) {
+                    float x = t < PAST ? (float)uniform(-1, 1) : NAN;
+                    cache[z][(b * ROOM + t) * G * N + i] = x;
+                    if (t < PAST + T) exact[z][(b * (PAST + T) + t) * G * N + i] = x;
+                }
+    for (int with = 0; with < 2; with++) {
+        int room = with ? ROOM : PAST + T;
+        RkTensor key = {with ? cache[0] : exact[0], RK_F32, {2, room, G, N}}, value = {with ? cache[1] : exact[1], RK_F32, {2, room, G, N}};
+        RkAttention o = {.past = PAST, .q = {q, RK_F32, {2, T, H, N}}, .k = {k, RK_F32, {2, T, G, N}}, .v = {v, RK_F32, {2, T, G, N}},
+                         .y = {y[with], RK_F32, {2, T, H, N}}, .k_past = key, .v_past = value, .k_all = key, .v_all = value};
+        check(rk_backend_cpu.attention_fwd(&o) == RK_OK, "attention: %s", rk_error());
+    }
+    check(!memcmp(y[0], y[1], sizeof y[0]), "attention [%s]: room in the cache changes the result", rk_k.isa);
+    int kept = 1, untouched = 1;
+    for (int z = 0; z < 2; z++)
+        for (int b = 0; b < 2; b++) {
+            kept &= !memcmp(cache[z] + b * ROOM * G * N, exact[z] + b * (PAST + T) * G * N, (PAST + T) * G * N * sizeof(float));
+            kept &= !memcmp(cache[z] + (b * ROOM + PAST) * G * N, (z ? v : k) + b * T * G * N, T * G * N * sizeof(float));
+            for (int i = (PAST + T) * G * N; i < ROOM * G * N; i++) untouched &= isnan(cache[z][b * ROOM * G * N + i]) != 0;
+        }
+    check(kept, "attention [%s]: the cache does not hold the past and the call's keys and values", rk_k.isa);
+    check(untouched, "attention [%s]: wrote beyond the tokens of the cache", rk_k.isa);
+}
+
 /* Token by token with the state in place gives the bits of one run, across a chunk's end. */
 static void test_wkv6_steps(int N) {
     enum { T = 19, H = 2 };
@@ -604,6 +672,18 @@ static void test_sizes(Size s) {
     test_wkv7(s, 0), test_wkv7(s, 1);
 }
 
+static void test_transformer(void) {
+    static const Size sizes[] = {{1, 1, 1, 1}, {2, 2, 2, 3}, {1, 16, 3, 8}, {2, 17, 1, 16}, {1, 37, 2, 17}, {1, 2, 3, 31}, {2, 5, 2, 32},
+                                 {1, 17, 4, 33}, {2, 70, 6, 64}, {1, 9, 1, 128}};
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+        Size s = sizes[i];
+        test_gelu(s), test_attention(s, s.H, 33), test_attention(s, 1, 5);
+        if (s.N % 2 == 0) test_rope(s, 0), test_rope(s, 77);
+    }
+    test_attention((Size){1, 200, 4, 32}, 2, 65), test_attention((Size){2, 130, 2, 48}, 2, 0);
+    test_attention((Size){2, 1, 2, 64}, 2, 300), test_attention((Size){1, 128, 1, 16}, 1, 64);
+}
+
 int main(void) {
     rk_gemm_init();
     check(rk_kernels_init() == RK_OK, "kernels: %s", rk_error());
@@ -624,9 +704,10 @@ int main(void) {
         test_xent(4, 1, grad, 1), test_xent(3, 17, grad, 3), test_xent(7, 1024, grad, 20), test_xent(5, 5003, grad, 90);
     for (int n = 1; n <= 33; n += 8) test_adamw(n), test_sumsq(n);
     test_adamw(40000), test_sumsq(200000);
+    test_transformer();
     for (size_t k = 0; k < sizeof ISAS / sizeof *ISAS; k++) {
         if (rk_kernels_select(ISAS[k])) continue;
-        test_functions(), test_nan(), test_rows_alone(), test_wkv7_steps(64), test_wkv7_steps(17);
+        test_functions(), test_nan(), test_attention_room(), test_rows_alone(), test_wkv7_steps(64), test_wkv7_steps(17);
         test_wkv6_steps(64), test_wkv6_steps(17);
     }
     printf("%d passed, %d failed\n", passed, failed);
