@@ -249,7 +249,7 @@ class ModelConfig(_Replace):
         if found["model_type"] == "x060":
             values["d_decay"] = decay_x060
         values |= {"model_type": found["model_type"], "time_state": found["time_state"]}
-        if found["model_type"] not in VERSIONS or found["dim_ffn"] is None:
+        if found["model_type"] not in VERSIONS or None in (found["dim_ffn"], found["head_size_a"]):
             keys = {
                 "time_mix": "time_mix",
                 "channel_mix": "channel_mix",

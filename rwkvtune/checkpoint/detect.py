@@ -204,7 +204,7 @@ def detect(shapes):
 
     shapes: mapping tensor name -> shape, names as in RWKV-LM (prefixes of wrappers are taken off).
     Returns a dict: n_layer, n_embd, vocab_size, model_type ("x052", "x060", "x070", "attention", or "hybrid" where
-    blocks differ), head_size_a, dim_att, dim_ffn (None where blocks differ), the low-rank widths dim_decay_lora,
+    blocks differ), head_size_a, dim_att, dim_ffn (None where blocks differ in it), the low-rank widths dim_decay_lora,
     dim_aaa_lora, dim_mv_lora, dim_gate_lora (x070), time_mix_extra_dim, time_decay_extra_dim (x060), None where there
     is no such tensor; layers: one dict per block with time_mix, channel_mix, dim_att, dim_ffn, head_size_a, and for
     attention dim_kv, the width of all its keys; ln0 (a norm of the embedding), time_state, layer0_value_residual (blocks.0.att.v0, v1, v2): whether they are there; ctx_len: None.
@@ -233,7 +233,7 @@ def detect(shapes):
         "n_embd": n_embd,
         "vocab_size": vocab_size,
         "model_type": _model_type(layers),
-        "head_size_a": _common(layers, "head_size_a", required=True),
+        "head_size_a": _common(layers, "head_size_a", required=_model_type(layers) != "hybrid"),
         "dim_att": _common(layers, "dim_att", required=False),
         "dim_ffn": _common(layers, "dim_ffn", required=False),
         **{field: _width(field, blocks, layers) for field in _WIDTHS},

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from helpers import MODEL_RUNS, assert_fingerprints, assert_within, core, load_model, read_weights
 
-SIZES = dict(d_decay=32, d_aaa=32, d_mv=32, d_gate=32, d_mix=32)
+SIZES = dict(d_decay=32, d_aaa=32, d_mv=32, d_gate=32, d_mix=32, n_kv_head=1)
 
 
 def check_groups(groups, manifest):
@@ -37,7 +37,7 @@ def test_optimizer_groups(shared, version, weight_decay):
     layers = 1 + max(int(name.split(".")[1]) for name in names if name.startswith("blocks."))
     layer = dict(time_mix=version, channel_mix=version, head_size=32, dim_ffn=128, **SIZES)
     model = core.Model(
-        dict(vocab_size=31, n_embd=32, ln0=True, time_state=False, head_size_divisor=8, layers=[layer] * layers), "ref"
+        dict(vocab_size=31, n_embd=32, ln0=True, time_state=False, rope=False, head_size_divisor=8, layers=[layer] * layers), "ref"
     )
     check_groups(groups, model.manifest())
 
