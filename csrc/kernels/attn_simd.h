@@ -90,15 +90,24 @@ static KeyBlock key_block(const RkAttnHead *h, size_t seen, size_t index, float 
     return (KeyBlock){k, v, dk ? dk + offset : NULL, dv ? dv + offset : NULL, now ? h->past + at : at, n};
 }
 
-/* s (keys, ld) = K Q^T, with -infinity where a key comes after the query; position: of the block's first query. */
+/* s (keys, ld) = value where a key comes after the query; position: of the block's first query. */
+static void hide_future(const KeyBlock *keys, size_t position, size_t ld, float *s, float value) {
+    for (size_t j = keys->first > position ? 0 : position - keys->first; j < keys->n; j++) {
+        size_t hidden = keys->first + j - position;
+        for (size_t t = 0; t < hidden && t < ld; t++) s[j * ld + t] = value;
+    }
+}
+
+/* s (keys, ld) = K Q^T, with -infinity where a key comes after the query. */
 static void scores(const RkAttnHead *h, const KeyBlock *keys, const float *turned, size_t position, size_t ld, float *s) {
     product(&(Product){.a = keys->k, .am = h->N, .ak = 1, .b = turned, .ldb = ld, .c = s, .ldc = ld, .M = keys->n,
                        .K = h->N, .J = ld});
-    for (size_t j = 0; j < keys->n; j++) {
-        size_t hidden = keys->first + j > position ? keys->first + j - position : 0;
-        for (size_t t = 0; t < hidden && t < ld; t++) s[j * ld + t] = -__builtin_inff();
-    }
+    hide_future(keys, position, ld, s, -__builtin_inff());
 }
+
+/* exp(x) for x <= 0, never below 1.6e-38 (beside a sum of 1 or more): results that are not normal numbers take the processor
+ * a hundred times as long, and a block on the diagonal is full of them. The hidden places are set to 0 afterwards. */
+SIMD Vec exp_of_negative(Vec x) { return vec_exp(vec_max(vec_set(-87), x)); }
 
 /* ---- forward ---- */
 
@@ -108,11 +117,11 @@ SIMD void softmax_lanes(float *s, size_t n, size_t ld, size_t t, float *top, flo
     Vec before = vec_load(top + t), most = before, total = vec_set(0);
     for (size_t j = 0; j < n; j++) most = vec_max(most, vec_load(s + j * ld + t));
     for (size_t j = 0; j < n; j++) {
-        Vec p = vec_exp(vec_load(s + j * ld + t) - most);
+        Vec p = exp_of_negative(vec_load(s + j * ld + t) - most);
         vec_store(s + j * ld + t, p);
         total = total + p;
     }
-    Vec by = vec_exp(before - most);
+    Vec by = exp_of_negative(before - most);
     vec_store(top + t, most);
     vec_store(shrink + t, by);
     vec_store(sum + t, vec_fma(vec_load(sum + t), by, total));
@@ -134,6 +143,7 @@ static void k_attention_fwd(const RkAttnHead *head, size_t lo, size_t hi) {
     for (size_t index = 0; keys = key_block(&h, h.past + hi, index, room), keys.n; index++) {
         scores(&h, &keys, turned, position, ld, s);
         for (size_t t = 0; t < ld; t += RK_LANES) softmax_lanes(s, keys.n, ld, t, top, sum, shrink);
+        hide_future(&keys, position, ld, s, 0);
         for (size_t t = 0; index && t < n; t++) SWEEP(multiply_at, (&(Multiplied){y + t * N, vec_set(shrink[t])}), 0, N);
         product(&(Product){.a = s, .am = 1, .ak = ld, .b = keys.v, .ldb = N, .c = y, .ldc = N, .M = n, .K = keys.n,
                            .J = N, .add = 1});
@@ -152,7 +162,7 @@ static void k_attention_fwd(const RkAttnHead *head, size_t lo, size_t hi) {
 SIMD void slopes_lanes(float *s, float *dp, size_t n, size_t ld, size_t t, const float *lse, const float *D, float scale) {
     Vec norm = vec_load(lse + t), d = vec_load(D + t), by = vec_set(scale);
     for (size_t j = 0; j < n; j++) {
-        Vec p = vec_exp(vec_load(s + j * ld + t) - norm);
+        Vec p = exp_of_negative(vec_load(s + j * ld + t) - norm);
         vec_store(s + j * ld + t, p);
         vec_store(dp + j * ld + t, p * (vec_load(dp + j * ld + t) - d) * by);
     }
@@ -184,6 +194,8 @@ static void attention_bwd_block(const RkAttnHead *h, size_t lo, size_t hi) {
         product(&(Product){.a = keys.v, .am = N, .ak = 1, .b = turned_dy, .ldb = ld, .c = dp, .ldc = ld, .M = keys.n,
                            .K = N, .J = ld});
         for (size_t t = 0; t < ld; t += RK_LANES) slopes_lanes(s, dp, keys.n, ld, t, lse, D, h->scale);
+        hide_future(&keys, position, ld, s, 0);
+        hide_future(&keys, position, ld, dp, 0);
         product(&(Product){.a = dp, .am = 1, .ak = ld, .b = keys.k, .ldb = N, .c = h->dq + at, .ldc = h->q_stride,
                            .M = n, .K = keys.n, .J = N, .add = index > 0});
         if (!keys.dk) continue;

@@ -296,9 +296,8 @@ static void test_rope(Size s, int past) {
 /* H heads of queries on G heads of keys, `past` tokens of them from before. A query that sees one key only has a gradient that is
  * nothing but rounding, which the textbook's loops happen to cancel exactly. */
 static void test_attention(Size s, int G, int past) {
-    char label[96];
-    snprintf(label, sizeof label, "%s G%d past%d", size_label(s), G, past);
-    Case c = new_case("attention", label);
+    Case c = new_case("attention", "");
+    snprintf(c.label, sizeof c.label, "attention B%d T%d H%d G%d N%d past%d", s.B, s.T, s.H, G, s.N, past);
     slot(&c, "q", IN, -3, 3, s.B, s.T, s.H, s.N), in(&c, "k", s.B, s.T, G, s.N), in(&c, "v", s.B, s.T, G, s.N);
     out(&c, "y", s.B, s.T, s.H, s.N), out(&c, "lse", s.B, s.H, s.T, 0), in(&c, "dy", s.B, s.T, s.H, s.N);
     out(&c, "dq", s.B, s.T, s.H, s.N), out(&c, "dk", s.B, s.T, G, s.N), out(&c, "dv", s.B, s.T, G, s.N);
