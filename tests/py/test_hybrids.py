@@ -3,6 +3,9 @@
 Attention is the only kind of layer whose state grows, so splits, branches, room and gradients of the state get most attention.
 """
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 from helpers import (
@@ -344,6 +347,26 @@ def test_threads_and_recomputation_change_no_bit(recipe):
         assert steps == first
         for name, value in weights.items():
             assert_same_bits(again[name], value, name)
+
+
+def test_training_goes_on_from_a_saved_state_bit_for_bit(tmp_path):
+    ids, targets = some_ids(3, 24), some_ids(3, 24, seed=1)
+    config = TrainingConfig(precision="fp32", micro_bsz=2)
+    straight, stopped = (Trainer(built("attention first"), config) for _ in range(2))
+    for trainer in (straight, stopped):
+        trainer.step(ids, targets, lr=1e-3)
+    stopped.save(tmp_path / "state")
+    resumed = Trainer.resume(tmp_path / "state")
+    assert straight.step(ids, targets, lr=1e-3) == resumed.step(ids, targets, lr=1e-3)
+    for name, value in straight.model.named_parameters().items():
+        assert_same_bits(resumed.model.named_parameters()[name], value, name)
+
+
+def test_code_in_the_document_runs(capsys):
+    text = (Path(__file__).resolve().parents[2] / "docs/hybrids.md").read_text()
+    for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        exec(compile(code, "docs/hybrids.md", "exec"), {})
+    assert "key_cache" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("recipe", ["gpt", "all kinds"])
