@@ -34,7 +34,10 @@ def _x060_size(n_embd):
 
 def _kv_heads(dim_kv, head_size):
     if dim_kv % head_size:
-        raise ValueError(f"head_size_a is {head_size}; it must divide the {dim_kv} rows of att.k_proj.weight")
+        raise ValueError(
+            f"head_size_a is {head_size}; it must divide the {dim_kv} rows of att.k_proj.weight, which do not tell it:"
+            " give head_size_a"
+        )
     return dim_kv // head_size
 
 
