@@ -9,6 +9,7 @@ import sys
 from collections import namedtuple
 from pathlib import Path
 
+from .common import open_weights
 from .train_flags import explicit_sizes, fresh_sizes
 
 INIT_NAME = "rwkv-init.pth"
@@ -50,6 +51,7 @@ def asked_weights(args):
 def _existing(path, whose):
     if not Path(path).is_file():
         raise FileNotFoundError(f"weights not found: {path} ({whose})")
+    open_weights(path)
     return path
 
 

@@ -1,7 +1,10 @@
 """The command line: what each command prints and writes, and one clear line for wrong input."""
 
+import argparse
+import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,7 +14,7 @@ import numpy as np
 import pytest
 
 from rwkvtune import RWKV, BinIdxDataset, GenericTokenizer, ModelConfig, Trainer, create_byte_vocab_file
-from rwkvtune.cli import COMMANDS, main
+from rwkvtune.cli import COMMANDS, _parser, main
 
 TEXT = "\n\n".join(f"The {n}th paragraph says that {n} and {n} make {2 * n}." for n in range(400))
 
@@ -51,6 +54,15 @@ def test_help_of_everything(capsys):
         main(["train", "--help"])
     assert "(default: 0.99)" in capsys.readouterr().out
     assert main(["--version"]) == 0
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_tells_every_option_and_its_default(command):
+    parser = _parser(command, "x")
+    for action in parser._actions:
+        assert action.help and len(action.help) > 2, action
+        if action.option_strings and action.default not in (None, "", False, argparse.SUPPRESS):
+            assert f"(default: {action.default})" in " ".join(parser._get_formatter()._expand_help(action).split()), action
 
 
 def test_wrong_words(capsys):
@@ -125,6 +137,131 @@ def test_generate(capsys, files):
     assert "--prompt_ids" in failure(capsys, "generate", files / "m.pth", "--prompt_ids", "1 x")
     assert "prompt_ids[0, 0] is 300" in failure(capsys, "generate", files / "m.pth", "--prompt_ids", "300")
     assert "temperature" in failure(capsys, "generate", files / "m.pth", "--temperature", "-1")
+    assert "--stop_tokens 'x'" in failure(capsys, "generate", files / "m.pth", "--stop_tokens", "x")
+    assert main(["generate", str(files / "m.pth"), "--prompt_ids", "1", "--seed", "5", "--top_k", "9", "--presence_penalty", "1",
+                 "--frequency_penalty", "0.5", "--penalty_decay", "0.9"]) == 0  # fmt: skip
+    words = [int(word) for word in capsys.readouterr().out.split()]
+    assert words == model.generate([1], 200, seed=5, top_k=9, presence_penalty=1.0, frequency_penalty=0.5, penalty_decay=0.9)
+    stop = words[7]
+    assert main(["generate", str(files / "m.pth"), "--prompt_ids", "1", "--seed", "5", "--top_k", "9", "--presence_penalty", "1",
+                 "--frequency_penalty", "0.5", "--penalty_decay", "0.9", "--stop_tokens", f"300 {stop}"]) == 0  # fmt: skip
+    assert [int(word) for word in capsys.readouterr().out.split()] == words[: words.index(stop)]
+
+
+def test_a_failing_generate_prints_no_prompt(capsys, files):
+    argv = ["generate", str(files / "m.pth"), "--vocab", str(files / "vocab.txt"), "--prompt", "The "]
+    assert main([*argv, "--top_p", "2"]) == 2
+    assert capsys.readouterr().out == ""
+    assert main([*argv, "--max_new_tokens", "0"]) == 0
+    assert capsys.readouterr().out == "The \n"
+    with pytest.raises(SystemExit) as stop:
+        main([*argv, "--prompt_ids", "1"])
+    assert stop.value.code == 2 and "not allowed with" in capsys.readouterr().err
+
+
+def test_a_vocabulary_that_is_not_the_models(capsys, files, tmp_path):
+    (tmp_path / "large.txt").write_text("4000 'x' 1\n")
+    text = failure(capsys, "generate", files / "m.pth", "--vocab", tmp_path / "large.txt", "--prompt", "x")
+    assert "has 4001 ids" in text and "knows 257" in text and "--vocab" in text
+
+
+# ---- wrong input of every kind: one line, exit code 2, and the name of what is wrong ----
+
+
+@pytest.fixture
+def bad_weights(files, tmp_path):
+    whole = (files / "m.pth").read_bytes()
+    (tmp_path / "empty.pth").write_bytes(b"")
+    (tmp_path / "garbage.pth").write_bytes(np.random.default_rng(0).bytes(5000))
+    (tmp_path / "truncated.pth").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "text.pth").write_text("hello")
+    (tmp_path / "directory.pth").mkdir()
+    (tmp_path / "circle.pth").symlink_to("circle.pth")
+    Trainer(RWKV.load(files / "m.pth")).save(tmp_path / "state.pth")
+    return tmp_path
+
+
+BAD_WEIGHTS = ["missing", "empty", "garbage", "truncated", "text", "directory", "circle", "state"]
+
+
+@pytest.mark.parametrize("command, name", [
+    (command, name) for command in ("inspect", "convert", "generate", "eval", "train") for name in BAD_WEIGHTS
+    if (command, name) != ("inspect", "state")  # which it shows
+])  # fmt: skip
+def test_bad_weights(capsys, files, bad_weights, command, name):
+    path = bad_weights / f"{name}.pth"
+    more = {"inspect": [], "convert": [bad_weights / "new.pth"], "generate": ["--prompt_ids", "1"],
+            "eval": ["--data_file", files / "data" / "train"]}  # fmt: skip
+    argv = [command, path, *more[command]] if command in more else train_argv(files, bad_weights / "out", "--load_model", str(path))
+    text = failure(capsys, *argv)
+    assert str(bad_weights) in text and "Errno" not in text, text
+    assert not (bad_weights / "new.pth").exists() and not list((bad_weights / "out").glob("rwkv-*"))
+
+
+@pytest.mark.parametrize("argv, words", [
+    (["eval", "M", "--vocab", "V", "--text", "none"], "none: there is no such file"),
+    (["eval", "M", "--vocab", "none", "--text", "T"], "none"),
+    (["eval", "M", "--vocab", "D", "--text", "T"], "directory"),
+    (["eval", "M", "--vocab", "V", "--text", "D"], "this is a directory"),
+    (["eval", "M", "--vocab", "T", "--text", "T"], "text.txt:1"),
+    (["eval", "M", "--data_file", "none"], "`rwkvtune prepare INPUT OUTPUT` makes both"),
+    (["eval", "M", "--data_file", "P.bin"], "give it without the ending"),
+    (["convert", "M", "D/none/x.pth"], "the directory does not exist"),
+    (["convert", "M", "T/x.pth"], "not a directory"),
+    (["convert", "M", "D"], "ending"),
+    (["train", "--data_file", "P", "--vocab_size", "257", "--proj_dir", "T"], "a directory is needed here"),
+    (["train", "--data_file", "P", "--vocab_size", "257", "--proj_dir", "T/x"], "a directory is needed here"),
+    (["quickstart", "D"], "this is a directory"),
+    (["quickstart", "T", "--work_dir", "T"], "a directory is needed here"),
+    (["bench", "--threads", "-1"], "--threads is -1"),
+    (["bench", "--threads", "1000"], "--threads is 1000"),
+    (["bench", "--seconds", "-1"], "--seconds is -1"),
+    (["bench", "--n_embd", "33"], "head_size_a"),
+])  # fmt: skip
+def test_wrong_paths_and_values(capsys, files, argv, words):
+    places = {"M": files / "m.pth", "V": files / "vocab.txt", "T": files / "text.txt", "D": files, "P": files / "data" / "train"}
+    known = [re.sub(r"^([MVTDP])(?=$|/|\.)", lambda match: str(places[match[1]]), word) for word in argv]
+    text = failure(capsys, *known)
+    assert words in text and "Errno" not in text, text
+
+
+def test_words_for_errors_of_the_system():
+    from rwkvtune.cli.messages import explain
+
+    assert explain(PermissionError(errno.EACCES, "Permission denied", "a/b")).startswith("a/b: no permission; check the owner")
+    assert explain(OSError(errno.ENOSPC, "No space left on device")) == "No space left on device"
+    assert explain(OSError(errno.EROFS, "cannot write x: the file system is read-only")) == "cannot write x: the file system is read-only"
+    assert explain(MemoryError()) == "MemoryError"
+    with pytest.raises(UnicodeDecodeError) as error:
+        b"abc\xff".decode()
+    assert explain(error.value) == "the input is not UTF-8 text: byte 0xff at position 3"
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["info"], ["inspect", "M", "--tensors"], ["generate", "M", "--prompt_ids", "1"]])
+def test_output_that_nobody_reads_or_that_has_no_room(files, argv):
+    """`rwkvtune ... | head -0`, and a full disk: no traceback, no message of the interpreter at its end."""
+    command = [sys.executable, "-m", "rwkvtune", *(str(files / "m.pth") if word == "M" else word for word in argv)]
+    read, write = os.pipe()
+    os.close(read)
+    with open(write, "wb") as closed:
+        done = subprocess.run(command, check=False, stdout=closed, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1 and done.stderr == ""
+    if os.path.exists("/dev/full"):
+        with open("/dev/full", "wb") as full:
+            done = subprocess.run(command, check=False, stdout=full, stderr=subprocess.PIPE, text=True)
+        assert done.returncode == 2 and done.stderr.count("\n") == 1 and "No space left" in done.stderr
+
+
+@pytest.mark.parametrize("command", ["generate", "eval"])
+def test_interrupted(files, tmp_path, command):
+    """Ctrl-C ends a long command with one line and 130."""
+    (tmp_path / "long.txt").write_text(TEXT * 1000)
+    more = ["--prompt_ids", "1", "--max_new_tokens", "2000000000"] if command == "generate" else ["--vocab", str(files / "vocab.txt"), "--text", str(tmp_path / "long.txt")]
+    process = subprocess.Popen([sys.executable, "-m", "rwkvtune", command, str(files / "m.pth"), *more], stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0)
+    (process.stdout if command == "generate" else process.stderr).read(1)  # it has begun; the bar comes after two seconds
+    os.kill(process.pid, signal.SIGINT)
+    _, text = process.communicate(timeout=60)
+    assert process.returncode == 130 and text.decode().splitlines()[-1] == f"rwkvtune {command}: interrupted" and b"Traceback" not in text
 
 
 def test_prepare_writes_what_the_tokenizer_says(capsys, files, tmp_path):
@@ -205,6 +342,51 @@ def test_eval(capsys, files):
     )
     assert "tokens 100 " in capsys.readouterr().out
     assert "--text" in failure(capsys, "eval", files / "m.pth")
+
+
+@pytest.mark.parametrize("name", ["text.txt", "data/train.jsonl", "data"])
+def test_eval_reads_pieces_and_finds_what_evaluate_finds(capsys, files, monkeypatch, name):
+    """All three kinds of input, read in small pieces, against `evaluate` on the whole."""
+    from rwkvtune import evaluate
+    from rwkvtune.cli import eval as command
+
+    monkeypatch.setattr(command, "_READ", 100)
+    (files / "vocab2.txt").write_text((files / "vocab.txt").read_text() + "257 'graph says ' 11\n258 'ph' 2\n259 'says that 1' 11\n260 '\\n\\nThe ' 6\n")
+    vocab = files / ("vocab2.txt" if name == "text.txt" else "vocab.txt")
+    model, tokenizer = RWKV(ModelConfig(model_type="x070", n_layer=1, n_embd=32, vocab_size=261, head_size_a=32), seed=2), GenericTokenizer(str(vocab))
+    model.save(files / "wide.pth")
+    source = ["--text", str(files / name)]
+    if name == "text.txt":
+        ids, size = tokenizer.encode(TEXT), len(TEXT)
+        assert len(ids) < 0.8 * size  # long tokens are in use, some across the ends of pieces
+    else:
+        documents = [json.loads(line)["text"] for line in (files / "data" / "train.jsonl").read_text().splitlines()]
+        ids, size = [token for text in documents for token in [*tokenizer.encode(text), 0]], sum(map(len, documents))
+    if name == "data":
+        main(["prepare", str(files / "data" / "train.jsonl"), str(files / "same"), "--vocab", str(vocab), "--no_shuffle"])
+        source = ["--data_file", str(files / "same")]
+    capsys.readouterr()
+    assert main(["eval", str(files / "wide.pth"), "--vocab", str(vocab), *source]) == 0
+    loss, count = evaluate(model, ids, context=[0])
+    out = capsys.readouterr().out
+    assert out.startswith(f"tokens {count:,}   loss {loss:.6f} ") and count == len(ids)
+    assert f"bytes {size:,}   bits per byte {loss * count / np.log(2) / size:.4f}\n" in out
+
+
+def test_eval_refuses(capsys, files, tmp_path):
+    def refusal(name, content, *more):
+        (tmp_path / name).write_bytes(content)
+        return failure(capsys, "eval", files / "m.pth", "--vocab", files / "vocab.txt", "--text", tmp_path / name, *more)
+
+    assert "a.txt is not UTF-8 text (byte 3)" in refusal("a.txt", b"ab\xff")
+    assert "the input is empty" in refusal("a.txt", b"") and "the input is empty" in refusal("a.jsonl", b"\n\n")
+    assert "a.jsonl:2: expected an object" in refusal("a.jsonl", b'{"text": "a"}\n{"txt": "a"}')
+    assert "a.jsonl:1: expected an object" in refusal("a.jsonl", b'{"text": 3}')
+    assert "a.jsonl:1: not UTF-8" in refusal("a.jsonl", b'{"text": "\xff"}')
+    assert "--max_tokens is -1" in refusal("a.txt", b"ab", "--max_tokens", "-1")
+    with pytest.raises(SystemExit) as stop:
+        main(["eval", "m.pth", "--text", "a", "--data_file", "b"])
+    assert stop.value.code == 2 and "not allowed with" in capsys.readouterr().err
 
 
 def test_bench(capsys):
