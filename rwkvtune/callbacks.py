@@ -149,7 +149,8 @@ class WandbCallback(Callback):
 
     project: the project's name.  The run is called "VOCABULARY ctxCTX_LEN LLAYERS DCHANNELS TIME"; each start of a run
     is one there, its steps counted from the beginning of training.  wandb's own settings hold, e.g. WANDB_MODE=offline.
-    Raises ValueError (no name), ImportError where the package `wandb` is not installed.
+    Raises ValueError (no name), ImportError where the package `wandb` is not installed; RuntimeError where a run begins and
+    wandb refuses.
     """
 
     def __init__(self, project):
@@ -164,7 +165,10 @@ class WandbCallback(Callback):
     def on_begin(self, run):
         c = run.trainer.model.config
         name = f"{c.vocab_size} ctx{run.arguments.get('ctx_len', c.ctx_len)} L{c.n_layer} D{c.n_embd} {datetime.now():%Y-%m-%d-%H-%M-%S}"
-        self._run = self._wandb.init(project=self.project, name=name, config=dict(run.arguments), dir=str(run.out), save_code=False)
+        try:
+            self._run = self._wandb.init(project=self.project, name=name, config=dict(run.arguments), dir=str(run.out), save_code=False)
+        except Exception as error:  # no account, no network: its own errors, which nobody here knows by name
+            raise RuntimeError(f"Weights & Biases cannot begin a run: {error}; WANDB_MODE=offline needs neither account nor network") from error
 
     def on_step(self, step, values):
         named = {name: values[name] for name in ("loss", "lr", "wd")}

@@ -22,7 +22,6 @@ from .common import TextStream, newest_checkpoint
 SUMMARY = "Train a small model on a text, measure it, and let it write."
 DOCUMENT_CHARS = 2000
 HELD_OUT, HELD_OUT_CHARS = 0.05, 100_000  # of the text, but not more than so many characters
-HEAD_SIZE = 32
 CONTEXT = 4096  # tokens of the training text read before the held-out text is scored
 _OWN_FILES = ("out/rwkv-*.pth", "out/trainer_state.pth", "out/*.csv", "out/loss.png", "out/train_log.txt", "data/train.*", "data/val.*",
               "data/vocab.txt", "configs/config.json")  # fmt: skip
@@ -92,6 +91,7 @@ def _make_pipeline(args, text):
         n_embd=args.n_embd,
         ctx_len=args.ctx_len,
         vocab_size=tokenizer.vocab_size,
+        head_size_a=math.gcd(64, args.n_embd),
     )
     training = TrainingConfig(
         lr_init=args.lr_init, lr_final=args.lr_init / 10, micro_bsz=args.micro_bsz, warmup_steps=30, weight_decay=0.1, grad_cp=0,
@@ -124,7 +124,12 @@ def _train(args, pipeline):
 
     state = pipeline.output_dir / STATE_NAME
     done = read_position(state)["steps"] if state.exists() else 0
-    if done >= args.steps and (pipeline.output_dir / "rwkv-final.pth").exists():
+    if done > args.steps:
+        raise ValueError(
+            f"{pipeline.work_dir} holds a run of {done} steps, more than --steps {args.steps}; give --steps {done} or more to go on with it, or"
+            " --fresh (with make: FRESH=1) to start again"
+        )
+    if done == args.steps and (pipeline.output_dir / "rwkv-final.pth").exists():
         print(
             f"### {pipeline.work_dir} holds a finished run of {done} steps; it is used as it is; --fresh (with make: FRESH=1) starts again."
         )
@@ -173,7 +178,7 @@ def _report(args, pipeline):
     train, held = ("\n\n".join(_documents(pipeline.data_dir / f"{name}.jsonl")).encode() for name in ("train", "val"))
     ours, size = model_bits(model, pipeline)
     rows = {
-        f"this model ({model.num_parameters / 1e6:.1f} million parameters)": ours,
+        f"this model ({model.num_parameters:,} parameters)": ours,
         **compressed_bits(train + b"\n\n", held),
     }
     print(
@@ -208,9 +213,11 @@ def _check(args):
     """Refuses before the first second of work what would fail after the last."""
     if args.text and args.text_file:
         raise ValueError("give the text once: as TEXT or as --text")
-    for name, least in (("steps", 1), ("n_layer", 1), ("max_new_tokens", 0), ("seed", 0)):
+    for name, least in (("steps", 1), ("n_layer", 1), ("n_embd", 16), ("ctx_len", 1), ("micro_bsz", 1), ("max_new_tokens", 0), ("seed", 0)):
         if getattr(args, name) < least:
             raise ValueError(f"--{name} is {getattr(args, name)}; it must be at least {least}")
+    if args.n_embd % 16:
+        raise ValueError(f"--n_embd is {args.n_embd}; it must be a multiple of 16, better of 64, the channels of a head")
 
 
 def run(args):

@@ -163,6 +163,20 @@ def test_flags_of_the_command(tmp_path, train_argv, stand_in, capsys):
     assert len(list((tmp_path / "out" / "tensorboard").iterdir())) == 1
 
 
+def test_wandb_that_refuses(train_argv, monkeypatch, capsys):
+    class Refusal(Exception):
+        pass
+
+    def init(**options):
+        raise Refusal("api_key not configured")
+
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
+    assert main([*train_argv, "--wandb", "p"]) == 2
+    error = capsys.readouterr().err
+    assert "api_key not configured; WANDB_MODE=offline" in error and error.count("\n") == 1
+    assert main(train_argv) == 0  # nothing stands in the way of the same run without it
+
+
 @pytest.mark.parametrize("flag, package", [(["--wandb", "p"], "wandb"), (["--tensorboard"], "tensorboard")])
 def test_not_installed(tmp_path, train_argv, monkeypatch, capsys, flag, package):
     """One line, and nothing is written."""

@@ -56,6 +56,22 @@ def test_first_run_second_run_fresh_run(place, capsys):
     assert bits_of(capsys.readouterr().out)[0] != ours
 
 
+def test_fewer_steps_than_done_and_other_sizes(place, capsys):
+    assert main(argv(place, "--steps", "6", "--n_embd", "48")) == 0
+    assert RWKV.load(place / "run" / "out" / "rwkv-final.pth").config.head_size_a == 16
+    before = (place / "run" / "out" / "rwkv-final.pth").read_bytes()
+    capsys.readouterr()
+    assert main(argv(place, "--steps", "5", "--n_embd", "48")) == 2
+    error = capsys.readouterr().err
+    assert "holds a run of 6 steps, more than --steps 5" in error and "--fresh" in error
+    assert main(argv(place, "--steps", "6")) == 2
+    assert "another model" in capsys.readouterr().err
+    assert (place / "run" / "out" / "rwkv-final.pth").read_bytes() == before
+    for name, value, words in (("n_embd", "33", "multiple of 16"), ("n_embd", "0", "at least 16"), ("steps", "0", "at least 1")):
+        assert main(argv(place, f"--{name}", value)) == 2
+        assert words in capsys.readouterr().err
+
+
 def test_bits_per_byte_are_those_of_the_text(place, capsys):
     """The reported number, computed again from the files alone."""
     assert main(argv(place)) == 0
