@@ -22,6 +22,7 @@ def add_arguments(parser):
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--text", default="", help='UTF-8 text file; with the ending .jsonl, lines {"text": "..."}')
     source.add_argument("--data_file", default="", help="bin/idx data instead: the path without .bin and .idx")
+    parser.add_argument("--ctx_len", type=int, default=0, help="begin with an empty state every so many tokens, as training does; 0 = never")
     parser.add_argument("--max_tokens", type=int, default=0, help="stop after so many tokens, 0 = all")
 
 
@@ -91,14 +92,14 @@ def data_ids(dataset, advance):
         yield ids.tolist()
 
 
-def chunks(pieces, most):
-    """The ids of all pieces again, in lists of `_CHUNK` (the last is shorter); at most `most` ids, 0 = all."""
+def chunks(pieces, size, most):
+    """The ids of all pieces again, in lists of `size` (the last is shorter); at most `most` ids, 0 = all."""
     waiting, left = [], most or math.inf
     for piece in pieces:
         waiting += piece if len(piece) <= left else piece[: int(left)]
         left -= len(piece)
-        whole = len(waiting) // _CHUNK * _CHUNK
-        yield from (waiting[at : at + _CHUNK] for at in range(0, whole, _CHUNK))
+        whole = len(waiting) // size * size
+        yield from (waiting[at : at + size] for at in range(0, whole, size))
         waiting = waiting[whole:]
         if left <= 0:
             break
@@ -106,8 +107,11 @@ def chunks(pieces, most):
         yield waiting
 
 
-def score(model, parts, size_of):
-    """(sum of the losses in nats, tokens, sum of size_of(part)) over all parts, lists of ids.  Raises ValueError."""
+def score(model, parts, size_of, carried):
+    """(sum of the losses in nats, tokens, sum of size_of(part)) over all parts, lists of ids.
+
+    carried: the state goes on from part to part; otherwise each begins empty.  Raises ValueError where there is nothing.
+    """
     import numpy as np
 
     from ..arrays import ids_and_targets
@@ -115,7 +119,7 @@ def score(model, parts, size_of):
     total, count, size, last, state = 0.0, 0, 0, 0, None
     for part in parts:
         x, y = ids_and_targets(np.array([last, *part[:-1]]), np.array(part), model.config.vocab_size)
-        loss, n, state = model._core.loss(x, y, state)
+        loss, n, state = model._core.loss(x, y, state if carried else None)
         total, count, size, last = total + loss, count + n, size + size_of(part), part[-1]
     if not count:
         raise ValueError("the input is empty; there is nothing to predict")
@@ -130,12 +134,16 @@ def _measure(args, model, tokenizer):
 
     of_bytes = isinstance(tokenizer, GenericTokenizer)
     size_of = (lambda part: len(tokenizer.decodeBytes(part))) if of_bytes else lambda part: 0
+
+    def measure(pieces):
+        return score(model, chunks(pieces, args.ctx_len or _CHUNK, args.max_tokens), size_of, not args.ctx_len)
+
     if args.data_file:
         with open_data(args.data_file) as dataset, tqdm(total=dataset.total_tokens, unit="token", unit_scale=True, delay=2) as bar:
-            return score(model, chunks(data_ids(dataset, bar.update), args.max_tokens), size_of)
+            return measure(data_ids(dataset, bar.update))
     read = jsonl_ids if args.text.endswith(".jsonl") else text_ids if of_bytes else word_ids
     with tqdm(total=os.stat(args.text).st_size, unit="B", unit_scale=True, delay=2) as bar:
-        return score(model, chunks(read(args.text, tokenizer, bar.update), args.max_tokens), size_of)
+        return measure(read(args.text, tokenizer, bar.update))
 
 
 def run(args):
@@ -143,8 +151,9 @@ def run(args):
 
     if not args.text and not args.data_file:
         raise ValueError("give --text FILE or --data_file PREFIX")
-    if args.max_tokens < 0:
-        raise ValueError(f"--max_tokens is {args.max_tokens}; it must be at least 0")
+    for name in ("max_tokens", "ctx_len"):
+        if getattr(args, name) < 0:
+            raise ValueError(f"--{name} is {getattr(args, name)}; it must be at least 0")
     model, tokenizer = load_model(args)
     if args.text and tokenizer is None:
         raise ValueError("a text needs the model's vocabulary: give --vocab FILE")

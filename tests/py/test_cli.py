@@ -256,12 +256,14 @@ def test_output_that_nobody_reads_or_that_has_no_room(files, argv):
 def test_interrupted(files, tmp_path, command):
     """Ctrl-C ends a long command with one line and 130."""
     (tmp_path / "long.txt").write_text(TEXT * 1000)
-    more = ["--prompt_ids", "1", "--max_new_tokens", "2000000000"] if command == "generate" else ["--vocab", str(files / "vocab.txt"), "--text", str(tmp_path / "long.txt")]
-    process = subprocess.Popen([sys.executable, "-m", "rwkvtune", command, str(files / "m.pth"), *more], stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0)
+    more = {"generate": ["--prompt_ids", "1", "--max_new_tokens", "2000000000"],
+            "eval": ["--vocab", str(files / "vocab.txt"), "--text", str(tmp_path / "long.txt")]}[command]  # fmt: skip
+    argv = [sys.executable, "-m", "rwkvtune", command, str(files / "m.pth"), *more]
+    process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0)
     (process.stdout if command == "generate" else process.stderr).read(1)  # it has begun; the bar comes after two seconds
     os.kill(process.pid, signal.SIGINT)
     _, text = process.communicate(timeout=60)
-    assert process.returncode == 130 and text.decode().splitlines()[-1] == f"rwkvtune {command}: interrupted" and b"Traceback" not in text
+    assert process.returncode == 130 and text.decode().endswith(f"rwkvtune {command}: interrupted\n") and b"Traceback" not in text
 
 
 def test_prepare_writes_what_the_tokenizer_says(capsys, files, tmp_path):
@@ -371,6 +373,19 @@ def test_eval_reads_pieces_and_finds_what_evaluate_finds(capsys, files, monkeypa
     out = capsys.readouterr().out
     assert out.startswith(f"tokens {count:,}   loss {loss:.6f} ") and count == len(ids)
     assert f"bytes {size:,}   bits per byte {loss * count / np.log(2) / size:.4f}\n" in out
+
+
+def test_eval_with_an_empty_state_every_so_many_tokens(capsys, files):
+    """--ctx_len 7: the mean over pieces of 7 tokens, each after one token of context."""
+    model, ids = RWKV.load(files / "m.pth"), GenericTokenizer(str(files / "vocab.txt")).encode(TEXT)[:100]
+    argv = ["eval", str(files / "m.pth"), "--vocab", str(files / "vocab.txt"), "--text", str(files / "text.txt"), "--max_tokens", "100"]
+    assert main([*argv, "--ctx_len", "7"]) == 0
+    stream, losses = [0, *ids], []
+    for at in range(0, 100, 7):
+        x, y = stream[at : at + 7][: 100 - at], stream[at + 1 : at + 8]
+        losses.append(model.loss([x], [y]) * len(y))
+    assert f"loss {sum(losses) / 100:.6f} " in capsys.readouterr().out
+    assert "--ctx_len is -1" in failure(capsys, *argv, "--ctx_len", "-1")
 
 
 def test_eval_refuses(capsys, files, tmp_path):
