@@ -110,7 +110,8 @@ def config_of_start(args, start, config):
 
     if start.kind == "run":
         return ModelConfig.from_dict(read_position(start.path)["model"])
-    if start.kind == "fresh" or args.load_partial and (config or args.vocab_size):
+    sizes_given = config or explicit_sizes(args).keys() & {"n_layer", "n_embd"}
+    if start.kind == "fresh" or args.load_partial and sizes_given:
         return new_model_config(args, config)
     found = config_of(read_checkpoint(start.path), start.path, ctx_len=args.ctx_len)
     return found.replace(time_state=args.train_type == "states") if args.load_partial else found
@@ -124,7 +125,10 @@ def load_weights(args, start, config, seed):
     if start.kind == "fresh":
         RWKV(new_model_config(args, config), seed=seed).save(start.path)
     if not args.load_partial or start.kind == "fresh":
-        return RWKV.load(start.path, ctx_len=args.ctx_len)
+        model = RWKV.load(start.path, ctx_len=args.ctx_len)
+        if args.train_type == "states" and not model.config.time_state:
+            raise ValueError(f"--train_type states: {start.path} has no initial states to train; --load_partial 1 makes them")
+        return model
     model = RWKV(config_of_start(args, start, config), seed=seed)
     model.load_state_dict({**model.named_parameters(), **read_checkpoint(start.path)})
     return model

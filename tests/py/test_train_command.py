@@ -301,6 +301,17 @@ def test_partial_weights(capsys, place, data):
     assert np.allclose(done["blocks.0.att.r_k"], -0.04) and np.array_equal(done["emb.weight"], tensors["emb.weight"])
 
 
+def test_states_of_weights_without_states(capsys, place, data):
+    """--train_type states: --load_partial 1 makes the states, sizes are those of the weights, nothing else changes"""
+    argv = ["--data_file", data, "--vocab_size", 257, "--load_model", "w.pth", "--ctx_len", 16, "--micro_bsz", 8, "--my_exit_tokens", 256,
+            "--train_type", "states", "--save_dtype", "fp32", "--lr_init", "1e-2"]  # fmt: skip
+    assert "--load_partial 1" in train(capsys, *argv, code=2).err
+    train(capsys, *argv, "--load_partial", "1")
+    before, after = RWKV.load("w.pth").named_parameters(), RWKV.load("out/rwkv-final.pth").named_parameters()
+    states = [name for name in after if name not in before]
+    assert states and all("time_sta" in name for name in states) and all(np.array_equal(after[name], before[name]) for name in before)
+
+
 def test_no_progress_bar(capsys, place, data):
     assert "step/s" in train(capsys, *small(data, "--my_exit_tokens", "256")).err
     quiet = train(capsys, *small(data, "--my_exit_tokens", "256", "--proj_dir", "quiet", "--enable_progress_bar", "False"))
