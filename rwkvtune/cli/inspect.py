@@ -25,7 +25,10 @@ def _run_state(path, tensors):
 
 
 def _print(facts, indent=""):
+    """One line per fact; those that do not apply are left out (--json has them as null)."""
     for name, value in facts.items():
+        if value is None or isinstance(value, (str, dict)) and not value:
+            continue
         if name == "layers":
             value = f"{len(value)} x " + "+".join(sorted({layer["time_mix"] for layer in value})) if value else None
         if isinstance(value, dict):
