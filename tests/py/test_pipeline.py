@@ -279,20 +279,3 @@ def test_examples_run(tmp_path, capsys):
     assert "[10, 13, 16, 19] ->" in capsys.readouterr().out
     runpy.run_path(str(examples / "stream_with_state.py"))["main"]()
     assert float(capsys.readouterr().out.split()[2]) < 1e-4
-
-
-def test_code_in_the_readme_runs(tmp_path, monkeypatch):
-    import re
-    from pathlib import Path
-
-    blocks = re.findall(
-        r"```python\n(.*?)```", (Path(__file__).resolve().parents[2] / "README.md").read_text(), re.DOTALL
-    )
-    monkeypatch.chdir(tmp_path)
-    for block in blocks:
-        exec(block, {"ids": [[1, 2, 3]], "targets": [[2, 3, 4]]})
-    assert (
-        (tmp_path / "model.pth").exists()
-        and (tmp_path / "experiment" / "out" / "rwkv-final.pth").exists()
-        and len(blocks) == 2
-    )
