@@ -9,6 +9,7 @@ SUMMARY = "Measure the speed of training and of generation for a model of a give
 
 
 def add_arguments(parser):
+    parser.add_argument("--model_type", default="x070", choices=("x052", "x060", "x070"), help="version of the model")
     parser.add_argument("--n_layer", type=int, default=4, help="layers")
     parser.add_argument("--n_embd", type=int, default=256, help="channels")
     parser.add_argument("--vocab_size", type=int, default=257, help="vocabulary")
@@ -47,7 +48,7 @@ def run(args):
         raise ValueError(f"--threads is {args.threads}; it must be at most 256")
     if args.threads:
         set_num_threads(args.threads)
-    config = ModelConfig(model_type="x070", n_layer=args.n_layer, n_embd=args.n_embd, vocab_size=args.vocab_size,
+    config = ModelConfig(model_type=args.model_type, n_layer=args.n_layer, n_embd=args.n_embd, vocab_size=args.vocab_size,
                          head_size_a=args.head_size_a, ctx_len=args.ctx_len)  # fmt: skip
     model = RWKV(config, backend=args.backend)
     facts = info()

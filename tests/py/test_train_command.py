@@ -271,6 +271,13 @@ def test_demo_recipe(capsys, place, data):
     assert (place / "out" / "loss.csv").read_text().count("\n") == 6
 
 
+@pytest.mark.parametrize("version", ["x052", "x060", "x070"])
+def test_versions(capsys, place, data, version):
+    train(capsys, *small(data, "--my_testing", version, "--my_exit_tokens", "256"))
+    assert RWKV.load("out/rwkv-final.pth").config.model_type == version
+    assert "is 64 but the weights" in train(capsys, *small(data, "--n_embd", 64), code=2).err
+
+
 def test_epochs_of_ones_own(capsys, place, data):
     train(capsys, *small(data, "--epoch_steps", "3", "--epoch_count", "2", "--epoch_save", "1"))
     names = sorted(path.name for path in (place / "out").glob("rwkv-*.pth"))
