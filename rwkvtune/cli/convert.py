@@ -2,11 +2,31 @@
 
 import os
 import sys
+from collections.abc import Mapping
 
 from . import run_command
 from .common import open_weights
 
 SUMMARY = "Convert weights between .pth and .safetensors and between fp32, bf16 and fp16."
+
+
+class _Watched(Mapping):
+    """Tensors by name that move a progress bar along: a writer takes each twice, the second time to write it."""
+
+    def __init__(self, tensors, bar):
+        self._tensors, self._bar, self._seen = tensors, bar, set()
+
+    def __getitem__(self, name):
+        if name in self._seen:
+            self._bar.update(self._tensors[name].nbytes)
+        self._seen.add(name)
+        return self._tensors[name]
+
+    def __iter__(self):
+        return iter(self._tensors)
+
+    def __len__(self):
+        return len(self._tensors)
 
 
 def add_arguments(parser):
@@ -16,6 +36,8 @@ def add_arguments(parser):
 
 
 def run(args):
+    from tqdm.auto import tqdm
+
     from ..checkpoint import write_pth, write_safetensors
 
     writers = {".pth": write_pth, ".safetensors": write_safetensors}
@@ -26,7 +48,8 @@ def run(args):
     if os.path.exists(args.target) and os.path.samefile(args.source, args.target):
         raise ValueError(f"{args.target}: source and target are the same file")
     try:
-        writers[ending](args.target, tensors, dtype=args.dtype)
+        with tqdm(total=sum(tensor.nbytes for tensor in tensors.values()), unit="B", unit_scale=True, delay=2) as bar:
+            writers[ending](args.target, _Watched(tensors, bar), dtype=args.dtype)
     except TypeError as error:  # a type of numbers that the other format has no name for
         raise ValueError(str(error)) from error
     print(f"{args.target}: {len(tensors)} tensors, {os.path.getsize(args.target):,} bytes")
