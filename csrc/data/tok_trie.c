@@ -1,13 +1,13 @@
-/* tok_trie.c - greedy longest match over a double-array trie.
+/* tok_trie.c - builds the double-array trie that tok_encode.c walks.
  *
  * The trie lives in one array of 8-byte nodes. A node's children stand at base + byte; each node carries its label, the
  * byte that leads to it, and no two nodes share a base. So slot base + c is the child by c exactly when its label is c,
  * and a step of the walk reads one node and nothing else. Base 0 is for nodes without children: slot c would need label c
- * and base 0, which no child has. Free slots and the root carry labels no byte equals.
+ * and base 0, which no child has. Free slots, the root and pairs carry labels no byte equals.
  *
  * Each node also knows the longest token on the path to it and how many bytes before the node that token ended, so the
- * walk only has to remember where it stopped. Most tokens are two to five bytes; a table of all byte pairs gives the
- * node two steps down at once.
+ * walk only has to remember where it stopped. Most tokens are two to five bytes; a table of all byte pairs, the first
+ * part of the same array, gives the node two steps down at once.
  *
  * Construction: tokens sorted by bytes, nodes placed breadth first (the levels every walk passes through end up
  * together), each node's children at the first base where all of them find free slots. Free slots form a list inside the
@@ -19,13 +19,16 @@
 
 #include "base/err.h"
 
-enum { LABEL_BITS = 9, LABEL_MASK = 511, LABEL_FREE = 256, LABEL_ROOT = 257 };
-enum { BACK_BITS = 10, BACK_FAR = 1023 }; /* BACK_FAR: further back than the field can say */
-enum { MAX_NODES = 1 << 23, MAX_TRIES = 100, N_PAIRS = 65536 };
+#define LABEL_BITS RK_TRIE_LABEL_BITS
+#define LABEL_MASK RK_TRIE_LABEL_MASK
+#define N_PAIRS RK_TRIE_PAIRS
+
+enum { LABEL_FREE = 256, LABEL_ROOT, LABEL_PAIR };
+enum { MAX_NODES = (1 << 23) - N_PAIRS, MAX_TRIES = 100 };
 
 /* What a node knows of the longest token on its path: its id and how many bytes ago it ended. */
 static uint32_t best_at(int32_t id, uint32_t back) {
-    return (uint32_t)id << BACK_BITS | (back < BACK_FAR ? back : BACK_FAR);
+    return (uint32_t)id << RK_TRIE_BACK_BITS | (back < RK_TRIE_BACK_FAR ? back : RK_TRIE_BACK_FAR);
 }
 
 /* ---- construction ---- */
@@ -180,21 +183,47 @@ static int place(Builder *b, Range r) {
     return RK_OK;
 }
 
-static const RkTrieNode *child(const RkTrie *t, const RkTrieNode *node, uint32_t c) {
-    uint32_t base = node->link >> LABEL_BITS;
-    const RkTrieNode *next = &t->node[base + c];
-    return base && (next->link & LABEL_MASK) == c ? next : NULL;
+/* Moves the nodes behind the table of pairs. Bases move along, but for 0: slot 0 + c is then a pair, which has no child's
+ * label. */
+static int append_nodes_to_pairs(Builder *b) {
+    RkTrie *t = b->t;
+    const uint32_t n = b->highest + 257;
+    RkTrieNode *all = malloc((N_PAIRS + (size_t)n) * sizeof *all);
+    if (!all) return rk_fail(RK_ENOMEM, "no memory for a trie of %u nodes", n);
+    for (uint32_t i = 0; i < n; i++) {
+        RkTrieNode node = t->node[i];
+        if (node.link >> LABEL_BITS && (node.link & LABEL_MASK) != LABEL_FREE) node.link += (uint32_t)N_PAIRS << LABEL_BITS;
+        all[N_PAIRS + i] = node;
+    }
+    free(t->node);
+    t->node = all;
+    t->n_nodes = N_PAIRS + n;
+    return RK_OK;
 }
 
 /* Pairs that begin no token of two or more bytes get a node of their own: the first byte's token, one byte back. */
 static void fill_pairs(RkTrie *t) {
-    for (uint32_t pair = 0; pair < N_PAIRS; pair++) {
-        const RkTrieNode *one = child(t, t->node, pair >> 8);
-        const RkTrieNode *two = one ? child(t, one, pair & 255) : NULL;
-        if (two)
-            t->pair[pair] = *two;
-        else
-            t->pair[pair] = (RkTrieNode){0, one && one->best != RK_TRIE_NONE ? one->best + 1 : RK_TRIE_NONE};
+    const RkTrieNode *root = &t->node[N_PAIRS];
+    for (uint32_t pair = 0; pair < N_PAIRS; pair++) t->node[pair].link = LABEL_PAIR; /* nobody's child while they are filled */
+    for (uint32_t first = 0; first < 256; first++) {
+        const RkTrieNode *one = rk_trie_child(t, root, first);
+        for (uint32_t second = 0; second < 256; second++) {
+            const RkTrieNode *two = one ? rk_trie_child(t, one, second) : NULL;
+            RkTrieNode pair = {0, one && one->best != RK_TRIE_NONE ? one->best + 1 : RK_TRIE_NONE};
+            if (two) pair = *two;
+            pair.link = (pair.link & ~(uint32_t)LABEL_MASK) | LABEL_PAIR;
+            t->node[first | second << 8] = pair;
+        }
+    }
+}
+
+static void fill_joined(const Builder *b) {
+    for (size_t i = 0; i < b->n_keys; i++) {
+        const Key *k = &b->key[i];
+        for (int32_t at = 0; at + 1 < k->length; at++) {
+            const uint32_t pair = k->p[at] | (uint32_t)k->p[at + 1] << 8;
+            b->t->joined[pair >> 3] |= (uint8_t)(1 << (pair & 7));
+        }
     }
 }
 
@@ -202,9 +231,9 @@ static int build(Builder *b, const RkVocab *v) {
     RkTrie *t = b->t;
     RK_TRY(sort_keys(b, v));
     t->node = malloc(sizeof *t->node);
-    t->pair = malloc(N_PAIRS * sizeof *t->pair);
+    t->joined = calloc(N_PAIRS / 8, 1);
     b->taken = calloc(1, 1);
-    if (!t->node || !t->pair || !b->taken) return rk_fail(RK_ENOMEM, "no memory for a trie");
+    if (!t->node || !t->joined || !b->taken) return rk_fail(RK_ENOMEM, "no memory for a trie");
     t->node[0] = (RkTrieNode){LABEL_ROOT, RK_TRIE_NONE};
     t->n_nodes = 1;
     RK_TRY(grow_nodes(b, 4096));
@@ -212,10 +241,9 @@ static int build(Builder *b, const RkVocab *v) {
     if (b->n_keys) RK_TRY(push(b, (Range){.hi = (uint32_t)b->n_keys}));
     while (b->head < b->tail) RK_TRY(place(b, b->queue[b->head++]));
     t->node[0].best = RK_TRIE_NONE; /* the free list began here */
+    RK_TRY(append_nodes_to_pairs(b));
     fill_pairs(t);
-    t->n_nodes = b->highest + 257;
-    RkTrieNode *fit = realloc(t->node, t->n_nodes * sizeof *fit);
-    if (fit) t->node = fit;
+    fill_joined(b);
     return RK_OK;
 }
 
@@ -232,78 +260,6 @@ int rk_trie_build(RkTrie *t, const RkVocab *v) {
 
 void rk_trie_free(RkTrie *t) {
     free(t->node);
-    free(t->pair);
+    free(t->joined);
     *t = (RkTrie){0};
-}
-
-/* ---- encoding ---- */
-
-static int fail_byte(const uint8_t *text, size_t n, size_t at) {
-    char shown[16 * 4 + 1];
-    size_t end = n - at > 16 ? at + 16 : n, k = 0;
-    for (size_t i = at; i < end; i++) {
-        static const char hex[] = "0123456789abcdef";
-        if (text[i] >= 0x20 && text[i] < 0x7f && text[i] != '\'' && text[i] != '\\') {
-            shown[k++] = (char)text[i];
-        } else {
-            shown[k++] = '\\';
-            shown[k++] = 'x';
-            shown[k++] = hex[text[i] >> 4];
-            shown[k++] = hex[text[i] & 15];
-        }
-    }
-    return rk_fail(RK_EINVAL, "Cannot encode byte at position %zu: unknown token starting with b'%.*s'%s", at, (int)k,
-                   shown, end < n ? "..." : "");
-}
-
-/* The last node on the way of text[0..n), n >= 1, and in *depth how many bytes lead to it (at least 2 if n is). */
-static inline RkTrieNode walk(const RkTrie *t, const uint8_t *text, size_t n, size_t *depth) {
-    if (n == 1) {
-        const RkTrieNode *one = child(t, t->node, text[0]);
-        *depth = 1;
-        return one ? *one : (RkTrieNode){0, RK_TRIE_NONE};
-    }
-    RkTrieNode last = t->pair[text[0] << 8 | text[1]];
-    size_t j = 2;
-    for (; j < n; j++) {
-        const RkTrieNode next = t->node[(last.link >> LABEL_BITS) + text[j]];
-        if ((next.link & LABEL_MASK) != text[j]) break;
-        last = next;
-    }
-    *depth = j;
-    return last;
-}
-
-/* Length of the longest token on the path text[0..depth) when it is not the whole path. */
-static __attribute__((noinline)) size_t length_back(const RkTrie *t, const uint8_t *text, size_t depth, uint32_t best) {
-    const uint32_t back = best & BACK_FAR;
-    if (back < BACK_FAR) return depth - back;
-    const RkTrieNode *node = t->node;
-    size_t length = 0;
-    for (size_t j = 0; j < depth; j++) {
-        node = child(t, node, text[j]);
-        if (node->best == best - back) length = j + 1;
-    }
-    return length;
-}
-
-static inline __attribute__((always_inline)) int encode(const RkTrie *t, const uint8_t *text, size_t n, int width,
-                                                        void *ids, size_t *count) {
-    size_t k = 0;
-    const uint8_t *s = text, *end = text + n;
-    while (s < end) {
-        size_t depth;
-        const uint32_t best = walk(t, s, (size_t)(end - s), &depth).best;
-        if (best == RK_TRIE_NONE) return fail_byte(text, n, (size_t)(s - text));
-        rk_ids_put(ids, k++, width, (int32_t)(best >> BACK_BITS));
-        /* A call, so that the next position hangs on a predicted branch and not on the node that is still loading. */
-        s += best & BACK_FAR ? length_back(t, s, depth, best) : depth;
-    }
-    *count = k;
-    return RK_OK;
-}
-
-int rk_trie_encode(const void *trie, const uint8_t *text, size_t n, int width, void *ids, size_t *count) {
-    const RkTrie t = *(const RkTrie *)trie;
-    return width == 2 ? encode(&t, text, n, 2, ids, count) : encode(&t, text, n, 4, ids, count);
 }

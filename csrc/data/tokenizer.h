@@ -82,15 +82,25 @@ typedef struct RkTrieNode {
 } RkTrieNode;
 
 #define RK_TRIE_NONE UINT32_MAX
+enum { RK_TRIE_LABEL_BITS = 9, RK_TRIE_LABEL_MASK = 511, RK_TRIE_PAIRS = 65536 };
+enum { RK_TRIE_BACK_BITS = 10, RK_TRIE_BACK_FAR = 1023 }; /* BACK_FAR: further back than the field can say, or NONE */
 
 typedef struct RkTrie {
-    RkTrieNode *node;
-    RkTrieNode *pair; /* (65536): the node two bytes down, by first byte << 8 | second byte */
+    RkTrieNode *node; /* (n_nodes): RK_TRIE_PAIRS nodes two bytes down, at first byte | second byte << 8; then the root */
+    uint8_t *joined;  /* one bit for every such pair: it occurs inside a token */
     uint32_t n_nodes;
 } RkTrie;
 
 int rk_trie_build(RkTrie *t, const RkVocab *v);
 void rk_trie_free(RkTrie *t);
+
+static inline const RkTrieNode *rk_trie_child(const RkTrie *t, const RkTrieNode *node, uint32_t byte) {
+    const RkTrieNode *next = &t->node[(node->link >> RK_TRIE_LABEL_BITS) + byte];
+    return (next->link & RK_TRIE_LABEL_MASK) == byte ? next : NULL;
+}
+
+/* ---- tok_encode.c ---- */
+
 int rk_trie_encode(const void *trie, const uint8_t *text, size_t n, int width, void *ids, size_t *count);
 
 /* ---- tok_integer.c: the value v in [0, max_value] is token v + 1; 0 is the end of a document ---- */

@@ -124,6 +124,44 @@ def test_random_vocabularies(tmp_path, seed):
     assert tok.decodeBytes(array) == data
 
 
+@pytest.mark.parametrize("seed", range(12))
+def test_long_texts(tmp_path, seed):
+    """Texts long enough to be walked at several places at once, with places to cut them everywhere or hardly anywhere, and
+    with tokens that reach further back than a node can say."""
+    rng = random.Random(seed)
+    letters, separators = b"abc", bytes(range(200, 200 + rng.choice([1, 1, 30])))
+    tokens = {bytes([c]) for c in letters + separators}
+    for _ in range(rng.choice([10, 300])):
+        separator = bytes(rng.choices(separators, k=rng.randint(0, 1)))
+        tokens.add(separator + bytes(rng.choices(letters, k=rng.randint(1, rng.choice([3, 9])))))
+    if seed % 3 == 0:
+        tokens |= {b"a" * 1030 + b"c", b"ab" * 40}
+    vocab = {token: i for i, token in enumerate(sorted(tokens), 1)}
+    tok = from_dict(tmp_path / "v.txt", vocab)
+
+    def text(size):
+        rare = rng.choice([3, 50, 3000])
+        words = (bytes(rng.choices(letters, k=rng.randint(1, rare))) + bytes([rng.choice(separators)]) for _ in range(size))
+        data = b"".join(word for word, _ in zip(words, range(max(1, 4 * size // rare)), strict=False))
+        return (data + b"a" * 1100 * (seed % 2) + data)[:size]
+
+    for size in [*range(0, 140, 7), 500, 3000, 20000, 300000]:
+        data = text(size)
+        expected = greedy({t: i for t, i in vocab.items() if len(t) < 20}, data) if seed % 3 else greedy(vocab, data[:3000])
+        assert tok.encodeBytes(data if seed % 3 else data[:3000]) == expected
+        assert tok.decodeBytes(tok.encode_array(data)) == data
+
+
+def test_first_of_several_errors(tmp_path):
+    """Wherever the bytes without a token are, the first one is named."""
+    tok = from_dict(tmp_path / "v.txt", {bytes([c]): c for c in range(1, 200)} | {b" the": 300, b"he": 301})
+    data = bytearray(b"in the here and there " * 2000)
+    for place in (40000, 39999, 25000, 4099, 700, 1, 0):
+        data[place] = 255
+        with pytest.raises(ValueError, match=f"at position {place}: "):
+            tok.encodeBytes(data)
+
+
 def test_long_tokens_and_long_way_back(tmp_path):
     """A token of one byte, then far down the same path one that is never finished: the match is a long way back."""
     vocab = {b"a": 1, b"b": 2, b"a" * 5000 + b"b": 3, b"a" * 2000: 4, b"a" * 1023: 5}
