@@ -2,13 +2,15 @@
 
 The data goes to a hidden temporary file in the same directory, is flushed to the disk, and takes the final
 name in one step (rename).  A crash or an error at any moment leaves the previous file as it was; after an
-error the temporary file is removed as well.
+error the temporary file is removed as well.  `AtomicFiles` does the same for several files that belong together.
 """
 
 import contextlib
 import errno
 import os
+import signal
 import stat
+import threading
 
 _ADVICE = {
     errno.ENOSPC: "no space left on the disk; free some or choose another directory",
@@ -99,3 +101,125 @@ def atomic_write(path, mode="wb"):
         if isinstance(error, OSError) and error.filename in (None, temporary):
             raise _explain(error, path) from error
         raise
+
+
+@contextlib.contextmanager
+def _interrupts_wait():
+    """Ctrl-C during the block takes effect after it."""
+    if threading.current_thread() is not threading.main_thread():  # which alone is interrupted
+        yield
+        return
+    waiting = []
+    before = signal.signal(signal.SIGINT, lambda *arguments: waiting.append(arguments))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before if before is not None else signal.SIG_DFL)
+        if waiting and callable(before):
+            before(*waiting[0])
+
+
+class AtomicFiles:
+    """Context manager: several files that take their names together, when the block ends without an exception.
+
+    After an error or Ctrl-C, at whatever moment, every file is as it was before.  A kill in the short time in which the
+    names change leaves the file that was staged last missing, so a set whose last file is there is whole.
+    """
+
+    def __init__(self):
+        self._staged = []  # (temporary, target, mode, path as the caller knows it)
+
+    def stage(self, path, temporary=None):
+        """The name of a file to write now, which becomes `path` in the end; or of a written one that is handed over.
+
+        path: as for `atomic_write`.  Raises OSError (the message names the path and what to do).
+        """
+        path = os.fspath(path)
+        try:
+            target, mode = _target(path)
+        except OSError as error:
+            raise _explain(error, path) from error
+        if temporary is None:
+            directory, name = os.path.split(target)
+            temporary = os.path.join(directory, f".{name[:48]}.{os.urandom(6).hex()}.tmp")
+        self._staged.append((temporary, target, mode, path))
+        return temporary
+
+    @contextlib.contextmanager
+    def write(self, path, mode="wb"):
+        """As `atomic_write`, but the file takes its name together with the others.  `file.name` is where it is until then."""
+        temporary = self.stage(path)
+        text = {} if mode == "wb" else {"encoding": "utf-8", "newline": ""}
+        with open(temporary, "x" + mode[1:], **text) as file:
+            yield file
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        try:
+            if kind is None:
+                self._commit()
+        except OSError as failure:
+            raise self._about_target(failure) from failure
+        finally:
+            with _interrupts_wait():
+                for temporary, *_ in self._staged:
+                    with contextlib.suppress(OSError):
+                        os.unlink(temporary)
+        if isinstance(error, OSError) and self._about_target(error) is not error:
+            raise self._about_target(error) from error
+
+    def _about_target(self, error):
+        """An OSError that speaks of a temporary name as one that speaks of the file it is for."""
+        for temporary, _, _, path in self._staged:
+            if temporary in str(error):
+                return _explain(error, path)
+        return error
+
+    def _commit(self):
+        for temporary, _, mode, _ in self._staged:
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+            if mode is not None:
+                os.chmod(temporary, mode)
+        with _interrupts_wait():
+            self._rename_all()
+        for directory in {os.path.dirname(target) for _, target, _, _ in self._staged}:
+            _sync_directory(directory)
+
+    @staticmethod
+    def _keep(target, old, move):
+        """Gives a file the name `old` as well, or only that where `move` says so or the file system cannot do both."""
+        if not move:
+            try:
+                return os.link(target, old)
+            except FileNotFoundError:
+                raise
+            except OSError:
+                pass
+        os.rename(target, old)
+
+    def _rename_all(self):
+        """The last one is moved away first; what has been renamed is taken back where a later one fails."""
+        kept, changed = {}, []
+        try:
+            for temporary, target, _, _ in reversed(self._staged):
+                kept[target] = temporary.removesuffix(".tmp") + ".old"
+                with contextlib.suppress(FileNotFoundError):
+                    self._keep(target, kept[target], move=not changed)
+                changed.append(target)
+            for temporary, target, _, _ in self._staged:
+                os.replace(temporary, target)
+        except BaseException:
+            for target in reversed(changed):
+                if os.path.exists(kept[target]):
+                    os.replace(kept[target], target)
+                else:
+                    with contextlib.suppress(OSError):
+                        os.unlink(target)
+            raise
+        finally:
+            for old in kept.values():
+                with contextlib.suppress(OSError):
+                    os.unlink(old)

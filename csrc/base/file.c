@@ -37,3 +37,27 @@ void rk_file_unmap(RkFile *f) {
     if (f->p) munmap((void *)f->p, f->bytes);
     *f = (RkFile){NULL, 0};
 }
+
+int rk_file_read_at(int fd, void *p, size_t n, uint64_t at) {
+    for (char *s = p; n;) {
+        const ssize_t got = pread(fd, s, n, (off_t)at);
+        if (got < 0 && errno == EINTR) continue;
+        if (got <= 0) return got ? errno : -1;
+        s += got;
+        at += (uint64_t)got;
+        n -= (size_t)got;
+    }
+    return 0;
+}
+
+int rk_file_write_at(int fd, const void *p, size_t n, uint64_t at) {
+    for (const char *s = p; n;) {
+        const ssize_t put = pwrite(fd, s, n, (off_t)at);
+        if (put < 0 && errno == EINTR) continue;
+        if (put <= 0) return put ? errno : EIO;
+        s += put;
+        at += (uint64_t)put;
+        n -= (size_t)put;
+    }
+    return 0;
+}

@@ -60,14 +60,25 @@ int rk_binidx_writer_open(RkBinWriter **w, const char *prefix, int code);
 /* Appends a sequence of n tokens (width bytes each, as in .bin). */
 int rk_binidx_writer_add(RkBinWriter *w, const void *tokens, size_t n);
 
-/* Appends a sequence of n tokens that lie in another file from its token `start` on. */
-int rk_binidx_writer_copy(RkBinWriter *w, int fd, uint64_t start, size_t n);
+typedef struct RkBinStock { /* tokenized documents in a file */
+    int fd;
+    const int64_t *start; /* (n + 1): document k is tokens start[k] to start[k + 1] - 1 */
+    size_t n;
+} RkBinStock;
+
+/* Appends, for each k of order[0 .. n), document k of the stock as a document of one sequence; on all threads. */
+int rk_binidx_writer_copy(RkBinWriter *w, const RkBinStock *stock, const int64_t *order, size_t n);
 
 /* Ends the document begun after the last one; it may be empty. */
 int rk_binidx_writer_end_document(RkBinWriter *w);
 
 /* Writes both files to the disk and gives them their names, .bin first. After an error, or instead, call _close. */
 int rk_binidx_writer_finish(RkBinWriter *w);
+
+/* The first half of _finish: both files are complete, on the disk, under temporary names (which the writer owns). _release
+ * then leaves them to the caller; nothing may follow but _close. */
+int rk_binidx_writer_seal(RkBinWriter *w, const char **bin, const char **idx);
+void rk_binidx_writer_release(RkBinWriter *w);
 
 /* Frees the writer; without a successful finish the temporary files are removed and existing files stay as they were. */
 void rk_binidx_writer_close(RkBinWriter *w);

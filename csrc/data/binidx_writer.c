@@ -6,6 +6,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,8 +14,10 @@
 #include <unistd.h>
 
 #include "base/err.h"
+#include "base/file.h"
+#include "base/parallel.h"
 
-enum { CHUNK = 4096, COPY = 1 << 16, BUFFER = 1 << 18 }; /* BUFFER: of .bin, so that short documents make few writes */
+enum { CHUNK = 4096, PART = 1 << 18, BUFFER = 1 << 18 }; /* BUFFER: of .bin, so that short documents make few writes */
 
 typedef struct Out {
     FILE *f;
@@ -116,27 +119,106 @@ int rk_binidx_writer_add(RkBinWriter *w, const void *tokens, size_t n) {
     return end_item(w, n);
 }
 
-int rk_binidx_writer_copy(RkBinWriter *w, int fd, uint64_t start, size_t n) {
-    RK_TRY(check_length(n));
-    char chunk[COPY];
-    off_t at = (off_t)(start * (uint64_t)w->width);
-    for (size_t left = n * (size_t)w->width; left;) {
-        const ssize_t got = pread(fd, chunk, left < sizeof chunk ? left : sizeof chunk, at);
-        if (got < 0 && errno == EINTR) continue;
-        if (got <= 0)
-            return rk_fail(RK_EIO, "cannot read tokens for %s: %s", w->bin.path, got ? strerror(errno) : "end of file");
-        RK_TRY(put(&w->bin, chunk, (size_t)got));
-        at += got;
-        left -= (size_t)got;
-    }
-    return end_item(w, n);
-}
-
 int rk_binidx_writer_end_document(RkBinWriter *w) {
     RK_TRY(put_i64(&w->docs, (int64_t)w->n_items));
     w->n_docs++;
     return RK_OK;
 }
+
+/* ---- documents from a file: each task writes PART bytes of what they are back to back ---- */
+
+typedef struct Copy {
+    const RkBinStock *stock;
+    const int64_t *order;
+    const uint64_t *at; /* (n + 1): where document order[i] begins in what is appended, in bytes */
+    size_t n, width;
+    int to;
+    uint64_t base; /* where that is in .bin */
+    atomic_int read_error, write_error;
+} Copy;
+
+/* Bytes [from, to) of what is appended, into p. Documents that follow each other in the stock are read together. */
+static int gather(const Copy *c, uint64_t from, uint64_t to, char *p) {
+    size_t i = 0;
+    for (size_t hi = c->n; i + 1 < hi;) { /* the last i with at[i] <= from */
+        const size_t middle = i + (hi - i) / 2;
+        if (c->at[middle] <= from)
+            i = middle;
+        else
+            hi = middle;
+    }
+    while (from < to) {
+        const uint64_t start = (uint64_t)c->stock->start[c->order[i]] * c->width + (from - c->at[i]);
+        while (i + 1 < c->n && c->order[i + 1] == c->order[i] + 1 && c->at[i + 1] < to) i++;
+        const uint64_t stop = c->at[i + 1] < to ? c->at[i + 1] : to;
+        const int rc = rk_file_read_at(c->stock->fd, p, (size_t)(stop - from), start);
+        if (rc) return rc;
+        p += stop - from;
+        from = stop;
+        i++;
+    }
+    return 0;
+}
+
+static void copy_part(void *ctx, size_t part) {
+    Copy *c = ctx;
+    const uint64_t from = (uint64_t)part * PART, to = c->at[c->n] - from < PART ? c->at[c->n] : from + PART;
+    char *p = rk_thread_scratch(PART);
+    const int read_error = p ? gather(c, from, to, p) : ENOMEM;
+    if (read_error) {
+        atomic_store(&c->read_error, read_error);
+        return;
+    }
+    const int write_error = rk_file_write_at(c->to, p, (size_t)(to - from), c->base + from);
+    if (write_error) atomic_store(&c->write_error, write_error);
+}
+
+static int copy_bytes(RkBinWriter *w, Copy *c) {
+    if (fflush(w->bin.f)) return fail_write(&w->bin);
+    const off_t base = ftello(w->bin.f);
+    if (base < 0) return fail_write(&w->bin);
+    c->base = (uint64_t)base;
+    c->to = fileno(w->bin.f);
+    rk_parallel((size_t)((c->at[c->n] + PART - 1) / PART), copy_part, c);
+    const int failed = atomic_load(&c->read_error);
+    if (failed)
+        return rk_fail(RK_EIO, "cannot read tokens for %s: %s", w->bin.path, failed > 0 ? strerror(failed) : "end of file");
+    errno = atomic_load(&c->write_error);
+    if (errno || fseeko(w->bin.f, base + (off_t)c->at[c->n], SEEK_SET)) return fail_write(&w->bin);
+    return RK_OK;
+}
+
+/* Checks the documents and says where each goes. */
+static int place_documents(const Copy *c, uint64_t *at) {
+    const RkBinStock *s = c->stock;
+    at[0] = 0;
+    for (size_t i = 0; i < c->n; i++) {
+        const int64_t k = c->order[i];
+        RK_CHECK(k >= 0 && (size_t)k < s->n, "order[%zu] is %lld, and there are %zu documents", i, (long long)k, s->n);
+        const int64_t from = s->start[k], to = s->start[k + 1];
+        RK_CHECK(from >= 0 && from <= to && to <= INT64_MAX / 8, "document %lld lies at tokens %lld to %lld", (long long)k,
+                 (long long)from, (long long)to);
+        RK_TRY(check_length((size_t)(to - from)));
+        at[i + 1] = at[i] + (uint64_t)(to - from) * c->width;
+    }
+    return RK_OK;
+}
+
+int rk_binidx_writer_copy(RkBinWriter *w, const RkBinStock *stock, const int64_t *order, size_t n) {
+    uint64_t *at = malloc((n + 1) * sizeof *at);
+    if (!at) return rk_fail(RK_ENOMEM, "no memory to copy %zu documents", n);
+    Copy c = {.stock = stock, .order = order, .at = at, .n = n, .width = (size_t)w->width};
+    int rc = place_documents(&c, at);
+    if (!rc && at[n]) rc = copy_bytes(w, &c);
+    for (size_t i = 0; !rc && i < n; i++) {
+        rc = end_item(w, (size_t)((at[i + 1] - at[i]) / c.width));
+        if (!rc) rc = rk_binidx_writer_end_document(w);
+    }
+    free(at);
+    return rc;
+}
+
+/* ---- the end ---- */
 
 /* Reads the lengths back, chunk by chunk, and appends the offsets they add up to. */
 static int write_offsets(RkBinWriter *w) {
@@ -178,10 +260,14 @@ static int write_header(RkBinWriter *w) {
 
 static int sync_out(Out *o) { return fflush(o->f) || fsync(fileno(o->f)) ? fail_write(o) : RK_OK; }
 
-static int rename_out(Out *o) {
-    if (rename(o->temporary, o->path)) return fail_write(o);
+static void release_out(Out *o) {
     free(o->temporary);
     o->temporary = NULL;
+}
+
+static int rename_out(Out *o) {
+    if (rename(o->temporary, o->path)) return fail_write(o);
+    release_out(o);
     return RK_OK;
 }
 
@@ -197,13 +283,26 @@ static void sync_directory(const char *path) {
     free(dir);
 }
 
-int rk_binidx_writer_finish(RkBinWriter *w) {
+int rk_binidx_writer_seal(RkBinWriter *w, const char **bin, const char **idx) {
     if (fflush(w->idx.f)) return fail_write(&w->idx); /* the lengths are read back from the file */
     RK_TRY(write_offsets(w));
     RK_TRY(write_documents(w));
     RK_TRY(write_header(w));
     RK_TRY(sync_out(&w->bin));
     RK_TRY(sync_out(&w->idx));
+    *bin = w->bin.temporary;
+    *idx = w->idx.temporary;
+    return RK_OK;
+}
+
+void rk_binidx_writer_release(RkBinWriter *w) {
+    release_out(&w->bin);
+    release_out(&w->idx);
+}
+
+int rk_binidx_writer_finish(RkBinWriter *w) {
+    const char *bin, *idx;
+    RK_TRY(rk_binidx_writer_seal(w, &bin, &idx));
     unlink(w->idx.path); /* a kill from here on leaves no pair of a new .bin and an old .idx */
     RK_TRY(rename_out(&w->bin));
     RK_TRY(rename_out(&w->idx));

@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "base/err.h"
+#include "base/file.h"
 #include "base/parallel.h"
 
 enum { LEAST = sizeof "{\"text\":\"\"}" }; /* with its line end, which only the last line may lack */
@@ -156,5 +157,33 @@ int rk_jsonl_read(RkJsonl *r, const RkJsonlTask *task) {
         if (p->n_bad && !task->skip_bad) return rk_fail(RK_EFORMAT, "%s", r->reason);
         r->n_lines += p->n_lines;
     }
+    return RK_OK;
+}
+
+/* ---- writing ---- */
+
+typedef struct Writing {
+    const RkJsonl *r;
+    int fd;
+    size_t width;
+    uint64_t at[RK_JSONL_PIECES]; /* where a piece's ids go */
+    int failed[RK_JSONL_PIECES];
+} Writing;
+
+static void write_piece(void *ctx, size_t i) {
+    Writing *w = ctx;
+    const RkJsonlPiece *p = &w->r->piece[i];
+    w->failed[i] = rk_file_write_at(w->fd, p->ids, p->n_ids * w->width, w->at[i]);
+}
+
+int rk_jsonl_write_ids(const RkJsonl *r, int width, int fd, uint64_t at) {
+    Writing w = {.r = r, .fd = fd, .width = (size_t)width};
+    for (int i = 0; i < r->n_pieces; i++) {
+        w.at[i] = at;
+        at += r->piece[i].n_ids * w.width;
+    }
+    rk_parallel((size_t)r->n_pieces, write_piece, &w);
+    for (int i = 0; i < r->n_pieces; i++)
+        if (w.failed[i]) return rk_fail(RK_EIO, "%s", strerror(w.failed[i]));
     return RK_OK;
 }

@@ -81,4 +81,7 @@ int rk_jsonl_ready(const RkJsonl *r);
  * the file there are no pieces. RK_EFORMAT: a line is bad, r->bad_line says which and r->reason why. */
 int rk_jsonl_read(RkJsonl *r, const RkJsonlTask *task);
 
+/* Writes the ids of the block that was read to the file fd from byte `at` on, on all threads. RK_EIO with the reason. */
+int rk_jsonl_write_ids(const RkJsonl *r, int width, int fd, uint64_t at);
+
 #endif

@@ -245,41 +245,33 @@ static PyObject *writer_end_document(PyObject *op, PyObject *unused) {
     Py_RETURN_NONE;
 }
 
-typedef struct Stock { /* encoded documents to choose from */
-    const char *tokens; /* NULL: they are in the file fd */
-    int fd;
-    size_t n_tokens, width, n_docs;
-    const int64_t *start; /* (n_docs + 1) */
-} Stock;
-
-static int add_documents(RkBinWriter *w, const Stock *s, const int64_t *order, size_t n) {
+/* Documents of one sequence from tokens in memory. */
+static int add_documents(RkBinWriter *w, PyArrayObject *tokens, const RkBinStock *s, const int64_t *order, size_t n) {
+    const size_t width = (size_t)PyArray_ITEMSIZE(tokens), n_tokens = (size_t)PyArray_SIZE(tokens);
     for (size_t i = 0; i < n; i++) {
         const int64_t k = order[i];
-        RK_CHECK(k >= 0 && (size_t)k < s->n_docs, "order[%zu] is %lld, and there are %zu documents", i, (long long)k,
-                 s->n_docs);
+        RK_CHECK(k >= 0 && (size_t)k < s->n, "order[%zu] is %lld, and there are %zu documents", i, (long long)k, s->n);
         const int64_t from = s->start[k], to = s->start[k + 1];
-        RK_CHECK(from >= 0 && from <= to && (uint64_t)to <= s->n_tokens,
-                 "document %lld lies at tokens %lld to %lld of %zu", (long long)k, (long long)from, (long long)to,
-                 s->n_tokens);
-        const size_t length = (size_t)(to - from);
-        RK_TRY(s->tokens ? rk_binidx_writer_add(w, s->tokens + (size_t)from * s->width, length)
-                         : rk_binidx_writer_copy(w, s->fd, (uint64_t)from, length));
+        RK_CHECK(from >= 0 && from <= to && (uint64_t)to <= n_tokens, "document %lld lies at tokens %lld to %lld of %zu",
+                 (long long)k, (long long)from, (long long)to, n_tokens);
+        RK_TRY(rk_binidx_writer_add(w, (const char *)PyArray_DATA(tokens) + (size_t)from * width, (size_t)(to - from)));
         RK_TRY(rk_binidx_writer_end_document(w));
     }
     return RK_OK;
 }
 
-/* The rest of both methods below: a stock whose tokens are known, in the order that is asked for. */
-static PyObject *write_stock(WriterObject *self, Stock stock, PyObject *start_obj, PyObject *order_obj) {
+/* The rest of both methods below; tokens: NULL where they lie in the file fd. */
+static PyObject *write_stock(WriterObject *self, PyArrayObject *tokens, int fd, PyObject *start_obj, PyObject *order_obj) {
     PyArrayObject *start = plain_array(start_obj, NPY_INT64, "starts");
     PyArrayObject *order = start ? plain_array(order_obj, NPY_INT64, "order") : NULL;
     if (!order || !writer_usable(self)) return NULL;
-    stock.n_docs = PyArray_SIZE(start) ? (size_t)PyArray_SIZE(start) - 1 : 0;
-    stock.start = PyArray_DATA(start);
+    const RkBinStock stock = {fd, PyArray_DATA(start), PyArray_SIZE(start) ? (size_t)PyArray_SIZE(start) - 1 : 0};
+    const size_t n = (size_t)PyArray_SIZE(order);
     int rc;
     self->busy = 1; /* the caller holds the arrays */
     Py_BEGIN_ALLOW_THREADS
-    rc = add_documents(self->writer, &stock, PyArray_DATA(order), (size_t)PyArray_SIZE(order));
+    rc = tokens ? add_documents(self->writer, tokens, &stock, PyArray_DATA(order), n)
+                : rk_binidx_writer_copy(self->writer, &stock, PyArray_DATA(order), n);
     Py_END_ALLOW_THREADS
     self->busy = 0;
     if (rc) return raise_for((PyObject *)self, rc);
@@ -291,17 +283,32 @@ static PyObject *writer_add_documents(PyObject *op, PyObject *args) {
     PyObject *tokens_obj, *start, *order;
     if (!PyArg_ParseTuple(args, "OOO", &tokens_obj, &start, &order)) return NULL;
     PyArrayObject *tokens = plain_array(tokens_obj, typenum_of(self->code), "tokens");
-    if (!tokens) return NULL;
-    const Stock stock = {.tokens = PyArray_DATA(tokens), .n_tokens = (size_t)PyArray_SIZE(tokens),
-                         .width = (size_t)PyArray_ITEMSIZE(tokens)};
-    return write_stock(self, stock, start, order);
+    return tokens ? write_stock(self, tokens, -1, start, order) : NULL;
 }
 
 static PyObject *writer_copy_documents(PyObject *op, PyObject *args) {
     PyObject *start, *order;
-    Stock stock = {.n_tokens = SIZE_MAX};
-    if (!PyArg_ParseTuple(args, "iOO", &stock.fd, &start, &order)) return NULL;
-    return write_stock((WriterObject *)op, stock, start, order);
+    int fd;
+    if (!PyArg_ParseTuple(args, "iOO", &fd, &start, &order)) return NULL;
+    return write_stock((WriterObject *)op, NULL, fd, start, order);
+}
+
+static PyObject *writer_seal(PyObject *op, PyObject *unused) {
+    (void)unused;
+    WriterObject *self = (WriterObject *)op;
+    if (!writer_usable(self)) return NULL;
+    RkBinWriter *w = self->writer;
+    const char *bin, *idx;
+    int rc;
+    self->writer = NULL;
+    Py_BEGIN_ALLOW_THREADS
+    rc = rk_binidx_writer_seal(w, &bin, &idx);
+    Py_END_ALLOW_THREADS
+    PyObject *names = rc ? raise_for(op, rc)
+                         : Py_BuildValue("(NN)", PyUnicode_DecodeFSDefault(bin), PyUnicode_DecodeFSDefault(idx));
+    if (names) rk_binidx_writer_release(w);
+    rk_binidx_writer_close(w);
+    return names;
 }
 
 static PyObject *writer_finish(PyObject *op, PyObject *unused) {
@@ -336,6 +343,9 @@ static PyMethodDef writer_methods[] = {
      "sequence"},
     {"copy_documents", writer_copy_documents, METH_VARARGS,
      "copy_documents(fd, starts, order): the same, for tokens in a file"},
+    {"seal", writer_seal, METH_NOARGS,
+     "seal() -> the paths of both files, complete and on the disk under temporary names, which are the caller's now; the "
+     "writer is closed then, in any case"},
     {"finish", writer_finish, METH_NOARGS,
      "finish(): gives both files their names; the writer is closed then, in any case"},
     {"close", writer_close, METH_NOARGS, "close(): removes what is not finished"},

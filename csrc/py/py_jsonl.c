@@ -87,18 +87,24 @@ static int next_block(ReaderObject *self, const RkJsonlTask *task) {
 
 /* ---- what a block gives ---- */
 
-static void copy_block(const RkJsonl *r, int width, char *ids, int64_t *sizes) {
-    for (int i = 0; i < r->n_pieces; i++) {
-        const RkJsonlPiece *p = &r->piece[i];
-        memcpy(ids, p->ids, p->n_ids * (size_t)width);
-        ids += p->n_ids * (size_t)width;
-        for (size_t k = 0; k < p->n_documents; k++) *sizes++ = (int64_t)p->document[k].n_ids;
-    }
+static PyObject *sizes_of(const RkJsonl *r) {
+    npy_intp n_documents = 0;
+    for (int i = 0; i < r->n_pieces; i++) n_documents += (npy_intp)r->piece[i].n_documents;
+    PyObject *sizes = PyArray_SimpleNew(1, &n_documents, NPY_INT64);
+    if (!sizes) return NULL;
+    int64_t *size = PyArray_DATA((PyArrayObject *)sizes);
+    for (int i = 0; i < r->n_pieces; i++)
+        for (size_t k = 0; k < r->piece[i].n_documents; k++) *size++ = (int64_t)r->piece[i].document[k].n_ids;
+    return sizes;
 }
 
-static PyObject *reader_ids(PyObject *op, PyObject *core) {
+static PyObject *reader_write_ids(PyObject *op, PyObject *args) {
     ReaderObject *self = (ReaderObject *)op;
-    const RkPyState *st = rk_py_state_of(Py_TYPE(op));
+    RkPyState *st = rk_py_state_of(Py_TYPE(op));
+    PyObject *core;
+    int fd;
+    unsigned long long at;
+    if (!PyArg_ParseTuple(args, "OiK", &core, &fd, &at)) return NULL;
     if (Py_TYPE(core) != st->tokenizer && Py_TYPE(core) != st->integer_tokenizer)
         return PyErr_Format(PyExc_TypeError, "core must be a tokenizer of this module, not %.80s", Py_TYPE(core)->tp_name);
     const RkPyEncoder *e = (RkPyEncoder *)core;
@@ -106,19 +112,13 @@ static PyObject *reader_ids(PyObject *op, PyObject *core) {
     if (next_block(self, &task) < 0) return NULL;
     const RkJsonl *r = &self->reader;
     if (!r->n_pieces) Py_RETURN_NONE;
-    npy_intp n_ids = 0, n_documents = 0;
-    for (int i = 0; i < r->n_pieces; i++) {
-        n_ids += (npy_intp)r->piece[i].n_ids;
-        n_documents += (npy_intp)r->piece[i].n_documents;
-    }
-    PyObject *ids = PyArray_SimpleNew(1, &n_ids, e->width == 2 ? NPY_UINT16 : NPY_INT32);
-    PyObject *sizes = ids ? PyArray_SimpleNew(1, &n_documents, NPY_INT64) : NULL;
-    if (!sizes) {
-        Py_XDECREF(ids);
-        return NULL;
-    }
-    copy_block(r, e->width, PyArray_DATA((PyArrayObject *)ids), PyArray_DATA((PyArrayObject *)sizes));
-    return Py_BuildValue("(NN)", ids, sizes);
+    int rc;
+    self->busy = 1;
+    Py_BEGIN_ALLOW_THREADS
+    rc = rk_jsonl_write_ids(r, e->width, fd, at);
+    Py_END_ALLOW_THREADS
+    self->busy = 0;
+    return rc ? rk_py_raise(st, rc) : sizes_of(r);
 }
 
 static PyObject *reader_texts(PyObject *op, PyObject *unused) {
@@ -192,9 +192,10 @@ static PyObject *get_first_bad(PyObject *op, void *unused) {
 }
 
 static PyMethodDef methods[] = {
-    {"ids", reader_ids, METH_O,
-     "ids(core) -> the next block's (ids, each document with a 0 at its end; tokens in each document, int64); None at the "
-     "end of the file. FormatError names the first bad line."},
+    {"write_ids", reader_write_ids, METH_VARARGS,
+     "write_ids(core, fd, at) -> tokens in each document of the next block, int64, after writing their ids, each document "
+     "with a 0 at its end, to the file from byte `at` on; None at the end of the file. FormatError names the first bad "
+     "line."},
     {"texts", reader_texts, METH_NOARGS, "texts() -> the next block's [(line number, text)]; None at the end of the file."},
     {NULL, NULL, 0, NULL},
 };

@@ -164,6 +164,11 @@ class BinIdxBuilder:
         """Write what is left and give both files their names."""
         self._core.finish()
 
+    def stage(self, files):
+        """Write what is left and hand both files to `files` (an AtomicFiles), which gives them their names, .idx last."""
+        for ending, temporary in zip((".bin", ".idx"), self._core.seal(), strict=True):
+            files.stage(self.prefix + ending, temporary)
+
     def abort(self):
         """Remove what was written."""
         self._core.close()

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import functools
 import json
 import operator
 import os
@@ -14,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from .. import _rwkvcore
-from ..atomic import atomic_write
+from ..atomic import AtomicFiles
 from ..errors import FormatError
 from .binidx import BinIdxBuilder, BinIdxDataset, compute_magic_prime, is_prime
 from .tokenizers import AngleTokenizer, GenericTokenizer, IntegerTokenizer
@@ -75,12 +76,18 @@ class NumpyToJsonlConverter:
     def convert(self, data, output_path, sequence_length=None):
         """data: (n, m), one line per row; or (n,), cut into pieces of sequence_length (a shorter rest is dropped; None:
         one line).  Returns Path(output_path).  ValueError for other shapes; OSError names the path."""
+        with AtomicFiles() as files:
+            self._stage(data, files, output_path, sequence_length)
+        return Path(output_path)
+
+    def _stage(self, data, files, output_path, sequence_length):
+        """As `convert`, into `files`; where the lines are until they get their name."""
         rows = self._rows(np.asarray(data), sequence_length)
         _make_parent(output_path)
-        with atomic_write(output_path, "w") as file:
+        with files.write(output_path, "w") as file:
             for row in rows:
                 file.write(json.dumps({"text": self._text(row)}) + "\n")
-        return Path(output_path)
+        return file.name
 
     def convert_file(self, input_path, output_path, sequence_length=1024):
         """As `convert`, for an array in a .npy file, read by memory mapping."""
@@ -94,12 +101,17 @@ def csv_to_jsonl(csv_path, output_path, column="text", skip_bad=False):
         skipped.  column: the name of one of them.  skip_bad: leave out the rows without that column.
     Returns the number of rows left out.  FormatError names file and line; OSError the path.
     """
-    n_bad, limit = 0, csv.field_size_limit(2**31 - 1)
     _make_parent(output_path)
+    with AtomicFiles() as files, files.write(output_path, "w") as file:
+        return write_csv_column(csv_path, file, column, skip_bad)
+
+
+def write_csv_column(csv_path, file, column, skip_bad):
+    """As `csv_to_jsonl`, into a file that is open for text."""
+    n_bad, limit = 0, csv.field_size_limit(2**31 - 1)
     try:
         with (
             open(csv_path, encoding="utf-8-sig", newline="") as source,
-            atomic_write(output_path, "w") as file,
             _progress(total=os.path.getsize(csv_path), unit="B", unit_scale=True, desc="reading") as progress,
         ):
             rows = csv.reader(source, strict=True)
@@ -132,16 +144,28 @@ class _Spool:
     """A nameless file beside PREFIX.bin, to which OSErrors of writing are attributed."""
 
     def __init__(self, prefix):
-        self.prefix = prefix
+        self.prefix, self.n_bytes = prefix, 0
         self.file = tempfile.TemporaryFile(dir=os.path.dirname(prefix) or ".", buffering=0)  # noqa: SIM115
 
     def write(self, array):
         rest = memoryview(array).cast("B") if len(array) else b""
         try:
             while rest:
-                rest = rest[self.file.write(rest) :]
+                n = os.pwrite(self.file.fileno(), rest, self.n_bytes)
+                self.n_bytes, rest = self.n_bytes + n, rest[n:]
         except OSError as error:
             raise OSError(error.errno, f"cannot write {self.prefix}.bin: {error.strerror}") from error
+
+    def write_ids(self, reader, core, width):
+        """The next block of a JsonlReader, by a tokenizer of the core; tokens of each document, None at the end."""
+        try:
+            sizes = reader.write_ids(core, self.file.fileno(), self.n_bytes)
+        except OSError as error:
+            if error.errno is not None:  # of the file that is read
+                raise
+            raise OSError(f"cannot write {self.prefix}.bin: {error}") from error
+        self.n_bytes += width * (0 if sizes is None else int(sizes.sum()))
+        return sizes
 
     def __enter__(self):
         return self
@@ -215,34 +239,37 @@ class JsonlToBinIdxConverter:
         parts = [self._encode_good([line], path, dtype, bad) for line in batch]
         return [np.concatenate(part) for part in zip(*parts, strict=True)]
 
-    def _blocks(self, reader, path, dtype, bad):
-        """Yields (ids, sizes) of the file, block by block; `bad` is None or a list, see `_encode_good`."""
+    def _blocks(self, reader, path, dtype, spool, bad):
+        """Writes the ids of the file to `spool`, block by block, and yields their sizes; `bad`: None, or see `_encode_good`."""
         if type(self.tokenizer) in _CORE_TOKENIZERS:
-            yield from iter(lambda: reader.ids(self.tokenizer._core), None)
+            while (sizes := spool.write_ids(reader, self.tokenizer._core, dtype.itemsize)) is not None:
+                yield sizes
             return
         for batch in iter(reader.texts, None):
-            if bad is None:
-                yield self._encode_checked(batch, path, dtype)
-            else:
-                yield self._encode_good(batch, path, dtype, bad)
+            encode = self._encode_checked if bad is None else functools.partial(self._encode_good, bad=bad)
+            ids, sizes = encode(batch, path, dtype)
+            spool.write(ids)
+            yield sizes
 
-    def _encode_file(self, path, dtype, spool, skip_bad):
-        """Writes the documents of all lines, each with a 0 at its end, to the file `spool`; their starts, (n + 1,)."""
+    def _encode_file(self, path, name, dtype, spool, skip_bad):
+        """Writes the documents of all lines, each with a 0 at its end, to the file `spool`; their starts, (n + 1,).
+
+        name: of the file in messages.
+        """
         starts, bad = array("q", [0]), [] if skip_bad else None
         with (
             open(path, "rb", buffering=0) as file,
             _progress(total=os.path.getsize(path), unit="B", unit_scale=True, desc="tokenizing") as progress,
         ):
-            reader = _rwkvcore.JsonlReader(file.readinto, f"{path}", _BATCH_BYTES, skip_bad)
-            for ids, sizes in self._blocks(reader, path, dtype, bad):
-                spool.write(ids)
+            reader = _rwkvcore.JsonlReader(file.readinto, f"{name}", _BATCH_BYTES, skip_bad)
+            for sizes in self._blocks(reader, name, dtype, spool, bad):
                 starts.frombytes((np.cumsum(sizes) + starts[-1]).tobytes())
                 progress.update(reader.n_bytes - progress.n)
         self.n_skipped = reader.n_bad + len(bad or [])
         if self.n_skipped:
             self._say(f"### Skipped {self.n_skipped} bad lines, for example {reader.first_bad or bad[0]}")
         if len(starts) == 1:
-            raise FormatError(f'{path}: no lines; expected at least one object {{"text": "..."}}')
+            raise FormatError(f'{name}: no lines; expected at least one object {{"text": "..."}}')
         return starts
 
     def convert(self, jsonl_path, output_prefix, n_epochs=3, shuffle=True, random_seed=None, skip_bad=False):
@@ -256,27 +283,41 @@ class JsonlToBinIdxConverter:
         Returns Path(output_prefix).  FormatError names file and line of what is not JSON, has no text, or cannot be
         tokenized; OSError names the path.  After an error existing files are as before.
         """
+        with AtomicFiles() as files:
+            self.stage(files, jsonl_path, output_prefix, n_epochs, shuffle, random_seed, skip_bad)
+        self._say(f"### Done! Created {os.fspath(output_prefix)}.bin and {os.fspath(output_prefix)}.idx")
+        return Path(output_prefix)
+
+    def stage(
+        self, files, jsonl_path, output_prefix, n_epochs=3, shuffle=True, random_seed=None, skip_bad=False, name=None
+    ):
+        """As `convert`, but both files take their names with the others of `files` (an AtomicFiles), .idx last of all.
+
+        name: of the lines in messages, default jsonl_path.  Returns (sequences, tokens) that were written.
+        """
         if operator.index(n_epochs) < 1:
             raise ValueError(f"n_epochs is {n_epochs}; it must be at least 1")
         shuffler = random if random_seed is None else random.Random(random_seed)
         dtype = np.dtype(np.uint16 if self.tokenizer.vocab_size <= 65536 else np.int32)
-        prefix = os.fspath(output_prefix)
+        prefix, name = os.fspath(output_prefix), jsonl_path if name is None else name
         _make_parent(prefix)
         # Every line is tokenized once, whatever n_epochs is; the orders are drawn over the finished documents.
-        with BinIdxBuilder(prefix, dtype) as builder, _Spool(prefix) as spool:
-            starts = self._encode_file(jsonl_path, dtype, spool, skip_bad)
-            self._say(f"### Loaded {len(starts) - 1} sequences from {jsonl_path}")
+        with contextlib.ExitStack() as stack, _Spool(prefix) as spool:
+            builder = BinIdxBuilder(prefix, dtype)
+            stack.callback(builder.abort)
+            starts = self._encode_file(jsonl_path, name, dtype, spool, skip_bad)
+            self._say(f"### Loaded {len(starts) - 1} sequences from {name}")
             if random_seed is not None:
                 self._say(f"### Using fixed random seed: {random_seed}")
             self._say("### Building bin/idx...")
             self._write(builder, spool.file, starts, n_epochs, shuffler if shuffle else None)
-        self._say(f"### Done! Created {prefix}.bin and {prefix}.idx")
-        return Path(output_prefix)
+            builder.stage(files)
+        return n_epochs * (len(starts) - 1), n_epochs * starts[-1]
 
     @staticmethod
     def _write(builder, tokens, starts, n_epochs, shuffler):
-        order = array("q", range(len(starts) - 1))
-        starts, places = np.frombuffer(starts, np.int64), np.frombuffer(order, np.int64)
+        order = array("I" if len(starts) < 1 << 32 else "Q", range(len(starts) - 1))
+        starts, places = np.frombuffer(starts, np.int64), np.frombuffer(order, f"u{order.itemsize}")
         with _progress(total=n_epochs * len(order), unit=" sequences", desc="writing") as progress:
             for _ in range(n_epochs):
                 if shuffler:
@@ -313,8 +354,11 @@ class DataPipeline:
         self, data, output_dir, name="data", sequence_length=1024, n_epochs=3, shuffle=True, random_seed=None
     ):
         """data: see NumpyToJsonlConverter.convert; the rest and the result: see `process_jsonl`."""
-        jsonl_path = NumpyToJsonlConverter().convert(data, Path(output_dir, f"{name}.jsonl"), sequence_length)
-        return self._finish(jsonl_path, name, sequence_length, n_epochs, shuffle, random_seed)
+        path = Path(output_dir, f"{name}.jsonl")
+        with AtomicFiles() as files:
+            lines = NumpyToJsonlConverter()._stage(data, files, path, sequence_length)
+            self._stage(files, lines, path, path, n_epochs, shuffle, random_seed)
+        return self._result(path, sequence_length)
 
     process = process_numpy
 
@@ -322,35 +366,48 @@ class DataPipeline:
         self, jsonl_path, output_dir, name="data", n_epochs=3, sequence_length=1024, shuffle=True, random_seed=None
     ):
         """Copy the lines to output_dir/name.jsonl (unless they are that file), tokenize them into name.bin and name.idx,
-        and write vocab.txt.
+        and write vocab.txt.  After an error all of these are as before.
 
         sequence_length: the context length that magic_prime is computed for.  n_epochs, shuffle, random_seed: see
         JsonlToBinIdxConverter.convert.
         Returns {"jsonl_path", "binidx_prefix", "vocab_path": Path, "num_sequences": after repetition, "total_tokens",
         "magic_prime": int, or None if there are fewer than 3 * sequence_length tokens}.
         """
-        target = Path(output_dir, f"{name}.jsonl")
-        _make_parent(target)
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samefile(jsonl_path, target):
-                return self._finish(target, name, sequence_length, n_epochs, shuffle, random_seed)
-        with open(jsonl_path, "rb") as source, atomic_write(target) as copy:
-            shutil.copyfileobj(source, copy, 1 << 20)
-        return self._finish(target, name, sequence_length, n_epochs, shuffle, random_seed)
+        path = Path(output_dir, f"{name}.jsonl")
+        with AtomicFiles() as files:
+            lines = stage_copy(files, jsonl_path, path)
+            self._stage(files, lines, path, jsonl_path, n_epochs, shuffle, random_seed)
+        return self._result(path, sequence_length)
 
-    def _finish(self, jsonl_path, name, sequence_length, n_epochs, shuffle, random_seed):
-        prefix = jsonl_path.with_name(name)
-        JsonlToBinIdxConverter(self.tokenizer, self.verbose).convert(jsonl_path, prefix, n_epochs, shuffle, random_seed)
-        vocab_path = jsonl_path.with_name("vocab.txt")
+    def _stage(self, files, lines, path, name, n_epochs, shuffle, random_seed):
         save_vocab = getattr(self.tokenizer, "save_vocab", None)
         if save_vocab is not None:
-            save_vocab(vocab_path)
+            save_vocab(files.stage(path.with_name("vocab.txt")))
+        converter = JsonlToBinIdxConverter(self.tokenizer, self.verbose)
+        converter.stage(files, lines, path.with_suffix(""), n_epochs, shuffle, random_seed, name=name)
+
+    def _result(self, path, sequence_length):
+        prefix = path.with_suffix("")
         with BinIdxDataset(prefix) as dataset:
             return {
-                "jsonl_path": jsonl_path,
+                "jsonl_path": path,
                 "binidx_prefix": prefix,
-                "vocab_path": vocab_path,
+                "vocab_path": path.with_name("vocab.txt"),
                 "num_sequences": dataset.num_items,
                 "total_tokens": dataset.total_tokens,
                 "magic_prime": compute_magic_prime(dataset.total_tokens, sequence_length),
             }
+
+
+def stage_copy(files, source, path):
+    """A copy of the file `source` that takes the name `path` with the others of `files`; where the lines are until then.
+
+    Nothing is copied where they are that file already.
+    """
+    _make_parent(path)
+    with contextlib.suppress(FileNotFoundError):
+        if os.path.samefile(source, path):
+            return path
+    with open(source, "rb") as file, files.write(path) as copy:
+        shutil.copyfileobj(file, copy, 1 << 20)
+    return copy.name

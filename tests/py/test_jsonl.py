@@ -2,8 +2,10 @@
 
 import io
 import json
+import os
 import random
 import sys
+import tempfile
 
 import numpy as np
 import pytest
@@ -145,6 +147,15 @@ def test_long_lines_and_many():
         check("\n".join(lines).encode(), block)
 
 
+def written_ids(data, tokenizer, block):
+    """(tokens of each document, the bytes written)"""
+    reader, sizes = core.JsonlReader(io.BytesIO(data).readinto, "f", block), []
+    with tempfile.TemporaryFile() as file:
+        while (more := reader.write_ids(tokenizer, file.fileno(), os.fstat(file.fileno()).st_size)) is not None:
+            sizes += more.tolist()
+        return sizes, file.read()
+
+
 @pytest.mark.parametrize("width, most", [(np.uint16, 359), (np.int32, 70000)])
 def test_ids(width, most):
     """Ids and sizes are those of the tokenizer, whatever the block and the number of threads."""
@@ -156,10 +167,9 @@ def test_ids(width, most):
         for n_threads in (1, 2, 5):
             core.set_num_threads(n_threads)
             for block in BLOCKS:
-                reader = core.JsonlReader(io.BytesIO(data).readinto, "f", block)
-                ids, sizes = map(np.concatenate, zip(*iter(lambda: reader.ids(tokenizer), None), strict=True))  # noqa: B023
-                assert ids.dtype == width and sizes.tolist() == [len(e) for e in expected]
-                assert ids.tolist() == [token_id for e in expected for token_id in e]
+                sizes, ids = written_ids(data, tokenizer, block)
+                assert sizes == [len(e) for e in expected]
+                assert ids == np.array([token_id for e in expected for token_id in e], width).tobytes()
     finally:
         core.set_num_threads(before)
 
@@ -171,14 +181,16 @@ def test_surrogates():
     with pytest.raises(
         FormatError, match=r"^f:1: \\udc00 without its other half at character 3 .*surrogates not allowed$"
     ):
-        reader.ids(core.IntegerTokenizer(5))
+        reader.write_ids(core.IntegerTokenizer(5), -1, 0)
 
 
 def test_wrong_arguments():
     with pytest.raises(ValueError, match="block_bytes is 0"):
         core.JsonlReader(io.BytesIO().readinto, "f", 0)
     with pytest.raises(TypeError, match="core must be a tokenizer of this module, not dict"):
-        core.JsonlReader(io.BytesIO().readinto, "f", 1).ids({})
+        core.JsonlReader(io.BytesIO().readinto, "f", 1).write_ids({}, -1, 0)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        core.JsonlReader(io.BytesIO(b'{"text": "1"}').readinto, "f", 100).write_ids(core.IntegerTokenizer(5), -1, 0)
     for returned, error in [(5, ValueError), (-1, ValueError), (None, TypeError)]:
         with pytest.raises(error):
             core.JsonlReader(lambda view: returned, "f", 1).texts()  # noqa: B023
