@@ -132,13 +132,16 @@ class AtomicFiles:
     def stage(self, path, temporary=None):
         """The name of a file to write now, which becomes `path` in the end; or of a written one that is handed over.
 
-        path: as for `atomic_write`.  Raises OSError (the message names the path and what to do).
+        path: as for `atomic_write`; what was staged for it before is dropped.  Raises OSError (the message names the path and what to do).
         """
         path = os.fspath(path)
         try:
             target, mode = _target(path)
         except OSError as error:
             raise _explain(error, path) from error
+        for earlier in [staged for staged in self._staged if staged[1] == target]:
+            self._staged.remove(earlier)
+            os.unlink(earlier[0])
         if temporary is None:
             directory, name = os.path.split(target)
             temporary = os.path.join(directory, f".{name[:48]}.{os.urandom(6).hex()}.tmp")

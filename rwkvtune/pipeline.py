@@ -8,12 +8,13 @@ work_dir/
   run.lock                held while a run writes here
 """
 
+import contextlib
 import json
 import re
 from datetime import datetime
 from pathlib import Path
 
-from .atomic import atomic_write
+from .atomic import AtomicFiles, atomic_write
 from .config import DataConfig, ModelConfig, TrainingConfig
 from .errors import FormatError
 from .lock import RunLock
@@ -156,26 +157,20 @@ class RWKVTrainingPipeline:
         if wrong:
             raise ValueError(f"{self.work_dir} holds a run of another model ({'; '.join(wrong)}); use its sizes, or another work_dir")
 
-    def _save_config(self):
+    def _config_text(self):
         model = {name: value for name, value in self.model_config.to_dict().items() if name != "config_dict"}
         stored = {
             "schema": SCHEMA, "model": model, "training": self.training_config.to_dict(), "data": self.data_config.to_dict(),
             "wandb_project": self.wandb_project, "vocab_size": int(self.tokenizer.vocab_size), "data_state": self._state or None,
         }  # fmt: skip
-        text = json.dumps(stored, indent=2, ensure_ascii=False) + "\n"
+        return json.dumps(stored, indent=2, ensure_ascii=False) + "\n"
+
+    def _save_config(self):
+        text = self._config_text()
         if self.config_path.exists() and self.config_path.read_text(encoding="utf-8") == text:
             return
         with RunLock(self.work_dir), atomic_write(self.config_path, "w") as file:
             file.write(text)
-
-    def _begin(self):
-        """Before data are replaced: from here to `_finish` the directory counts as not prepared."""
-        if (self.output_dir / STATE_NAME).exists():
-            raise RuntimeError(
-                f"{self.output_dir} holds a run on the data that are prepared; leave data out to go on with it, or use another work_dir"
-            )
-        self._state = {}
-        self._save_config()
 
     # ---- data ----
 
@@ -220,10 +215,10 @@ class RWKVTrainingPipeline:
             f"### Preparing data: {data_name}\n    Input shape: {data.shape}\n    Value range: [{data.min()}, {data.max()}]"
         )
         path = self.data_dir / f"{data_name}.jsonl"
-        with RunLock(self.work_dir):
-            self._begin()
-            NumpyToJsonlConverter().convert(data, path, sequence_length=self.data_config.sequence_length)
-            return self._finish(path, data_name)
+        with self._preparation(data_name) as files:
+            lines = NumpyToJsonlConverter().stage(data, files, path, self.data_config.sequence_length)
+            self._stage(files, lines, path, data_name)
+        return self._result(path)
 
     def prepare_data_from_file(self, npy_path, data_name="train"):
         """Prepare numbers from a .npy file; otherwise as `prepare_data`.  Raises FileNotFoundError, FormatError too."""
@@ -240,18 +235,15 @@ class RWKVTrainingPipeline:
 
         Returns as `prepare_data`.  Raises FileNotFoundError, FormatError (a line, with its number), ValueError.
         """
+        from .data.converters import stage_copy
+
         source, path = Path(jsonl_path), self.data_dir / f"{data_name}.jsonl"
         if not source.exists():
             raise FileNotFoundError(f"JSONL file not found: {source}")
         print(f"### Preparing data: {data_name}\n    Source: {source}")
-        with RunLock(self.work_dir):
-            self._begin()
-            if not (path.exists() and source.samefile(path)):
-                from shutil import copyfileobj
-
-                with open(source, "rb") as file, atomic_write(path) as copy:
-                    copyfileobj(file, copy)
-            return self._finish(path, data_name, n_epochs)
+        with self._preparation(data_name) as files:
+            self._stage(files, stage_copy(files, source, path), source, data_name, n_epochs)
+        return self._result(path)
 
     def prepare_text(self, text, data_name="train", document_chars=0):
         """Prepare a text.  text: str, or the `pathlib.Path` of a UTF-8 file.
@@ -267,56 +259,77 @@ class RWKVTrainingPipeline:
         kind = f"up to {document_chars} characters of whole paragraphs" if document_chars else "a paragraph"
         print(f"### Preparing data: {data_name}\n    {len(documents)} documents, each {kind}")
         path = self.data_dir / f"{data_name}.jsonl"
-        with RunLock(self.work_dir):
-            self._begin()
-            with atomic_write(path, "w") as file:
+        with self._preparation(data_name) as files:
+            with files.write(path, "w") as file:
                 file.writelines(json.dumps({"text": document}, ensure_ascii=False) + "\n" for document in documents)
-            return self._finish(path, data_name)
+            self._stage(files, file.name, path, data_name)
+        return self._result(path)
 
-    def _finish(self, jsonl, name, n_epochs=None):
-        """jsonl to bin/idx, the vocabulary, the description in config.json."""
-        from .data.binidx import BinIdxDataset
-        from .data.converters import JsonlToBinIdxConverter
+    @contextlib.contextmanager
+    def _preparation(self, name):
+        """The lock of the directory and an AtomicFiles; the old data stay as they are until all of the new are there."""
+        old = self._state
+        with RunLock(self.work_dir):
+            if (self.output_dir / STATE_NAME).exists():
+                raise RuntimeError(
+                    f"{self.output_dir} holds a run on the data that are prepared; leave data out to go on with it, or use another work_dir"
+                )
+            try:
+                with AtomicFiles() as files:
+                    yield files
+            except BaseException:
+                self._state = old
+                raise
 
-        held = self._hold_out(jsonl, name)
-        config = self.data_config
-        prefix, vocab = self.data_dir / name, self.data_dir / "vocab.txt"
-        self.tokenizer.save_vocab(str(vocab))
-        convert = JsonlToBinIdxConverter(self.tokenizer).convert
-        convert(
-            jsonl,
-            prefix,
-            n_epochs=n_epochs or config.n_epochs_duplication,
-            shuffle=config.shuffle,
-            random_seed=config.random_seed,
-        )
+    def _stage(self, files, lines, source, name, n_epochs=None):
+        """Lines to bin/idx, the vocabulary, and their description in config.json; source: of the lines, for messages."""
+        from .data.converters import JsonlToBinIdxConverter, tokens_dtype
+
+        lines, held = self._hold_out(files, lines, name)
+        config, prefix = self.data_config, self.data_dir / name
+        if hasattr(self.tokenizer, "save_vocab"):
+            self.tokenizer.save_vocab(files.stage(self.data_dir / "vocab.txt"))
+        stage = JsonlToBinIdxConverter(self.tokenizer).stage
         if held:
-            convert(held, self.data_dir / "val", n_epochs=1, shuffle=False)
-        with BinIdxDataset(str(prefix)) as dataset:
-            total, items, dtype = int(dataset.total_tokens), int(dataset.num_items), str(dataset.dtype)
-        self._state = {"name": name, "total_tokens": total, "num_items": items, "dtype": dtype, "validation": bool(held),
-                       "tokenizer": _tokenizer_spec(self.tokenizer)}  # fmt: skip
-        self._save_config()
+            stage(files, held, self.data_dir / "val", n_epochs=1, shuffle=False, name=self.data_dir / "val.jsonl")
+        with files.write(self.config_path, "w") as file:
+            items, total = stage(
+                files,
+                lines,
+                prefix,
+                n_epochs=n_epochs or config.n_epochs_duplication,
+                shuffle=config.shuffle,
+                random_seed=config.random_seed,
+                name=source,
+            )
+            self._state = {"name": name, "total_tokens": total, "num_items": items, "dtype": str(tokens_dtype(self.tokenizer)),
+                           "validation": bool(held), "tokenizer": _tokenizer_spec(self.tokenizer)}  # fmt: skip
+            file.write(self._config_text())
+
+    def _result(self, jsonl):
+        total, prefix, vocab = self._state["total_tokens"], self.data_prefix, self.data_dir / "vocab.txt"
         print(f"### Data preparation complete:\n    Total tokens: {total:,}\n    Magic prime: {self.magic_prime}\n"
               f"    Data prefix: {prefix}\n    Vocab file: {vocab}")  # fmt: skip
-        return {"jsonl_path": jsonl, "binidx_prefix": prefix, "vocab_path": vocab, "num_sequences": items, "total_tokens": total,
-                "magic_prime": self.magic_prime}  # fmt: skip
+        return {"jsonl_path": jsonl, "binidx_prefix": prefix, "vocab_path": vocab, "num_sequences": self._state["num_items"],
+                "total_tokens": total, "magic_prime": self.magic_prime}  # fmt: skip
 
-    def _hold_out(self, jsonl, name):
-        """Moves the last val_fraction of the lines to val.jsonl; its path, or None."""
+    def _hold_out(self, files, lines, name):
+        """(training lines, the last val_fraction of the lines, staged as val.jsonl, or None)."""
         if not self.data_config.val_fraction:
-            return None
-        lines = [line for line in jsonl.read_bytes().splitlines(keepends=True) if line.strip()]
-        held = max(1, round(len(lines) * self.data_config.val_fraction))
-        if held >= len(lines):
+            return lines, None
+        every = Path(lines).read_bytes().split(b"\n")
+        documents = [number for number, line in enumerate(every) if line.strip()]
+        n = max(1, round(len(documents) * self.data_config.val_fraction))
+        if n >= len(documents):
             raise ValueError(
-                f"val_fraction {self.data_config.val_fraction:g} of {len(lines)} documents leaves none for training"
+                f"val_fraction {self.data_config.val_fraction:g} of {len(documents)} documents leaves none for training"
             )
-        path = self.data_dir / "val.jsonl"
-        for target, part in ((path, lines[-held:]), (jsonl, lines[:-held])):
-            with atomic_write(target) as file:
-                file.writelines(part)
-        return path
+        for_training = documents[-n]
+        with files.write(self.data_dir / "val.jsonl") as held:
+            held.writelines(line + b"\n" for line in every[for_training:] if line.strip())
+        with files.write(self.data_dir / f"{name}.jsonl") as kept:
+            kept.writelines(line + b"\n" for line in every[:for_training])
+        return kept.name, held.name
 
     # ---- model and training ----
 

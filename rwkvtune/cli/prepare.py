@@ -42,73 +42,94 @@ def add_arguments(parser):
     parser.add_argument("--ctx_len", type=int, default=1024, help="only for the magic prime that is printed")
 
 
-def make_tokenizer(args, vocab_path):
-    """The tokenizer the arguments name; a byte vocabulary is written to `vocab_path`."""
+def make_tokenizer(args, files, vocab_path):
+    """The tokenizer the arguments name; unless it is --vocab, its vocabulary is staged in `files` as `vocab_path`."""
     from ..data.tokenizers import AngleTokenizer, GenericTokenizer, IntegerTokenizer, create_byte_vocab_file
 
     if args.vocab:
         return GenericTokenizer(args.vocab)
     kind, _, most = args.tokenizer.partition(":")
-    if kind == "integer" and most.isdigit():
-        return IntegerTokenizer(max_value=int(most))
-    if kind == "angle" and not most:
-        return AngleTokenizer()
     if kind == "byte" and not most:
-        create_byte_vocab_file(str(vocab_path))
-        return GenericTokenizer(str(vocab_path))
-    raise ValueError(f"--tokenizer is {args.tokenizer!r}; allowed are byte, angle and integer:N")
+        return GenericTokenizer(create_byte_vocab_file(files.stage(vocab_path)))
+    if kind == "integer" and most.isdecimal():
+        tokenizer = IntegerTokenizer(max_value=int(most))
+    elif kind == "angle" and not most:
+        tokenizer = AngleTokenizer()
+    else:
+        raise ValueError(f"--tokenizer is {args.tokenizer!r}; allowed are byte, angle and integer:N")
+    tokenizer.save_vocab(files.stage(vocab_path))
+    return tokenizer
 
 
-def _to_jsonl(args, path):
-    """Writes the input as JSONL to `path` unless it is JSONL; the JSONL file."""
-    from ..atomic import atomic_write
-    from ..data.converters import NumpyToJsonlConverter, csv_to_jsonl
+def _load_npy(path):
+    """The array in a .npy file, mapped.  Raises FormatError naming the file."""
+    import numpy as np
+
+    from ..errors import FormatError
+
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise FormatError(f"{path}: not an array file without objects ({error})") from error
+
+
+def _stage_lines(args, files, path):
+    """Stages the input as JSON lines for `path`, unless it is JSONL; where the lines are."""
+    from ..data.converters import NumpyToJsonlConverter, write_csv_column
     from ..pipeline import text_documents
 
     source = Path(args.input)
     if not source.exists():
         raise FileNotFoundError(f"input not found: {source}")
+    if source.is_dir():
+        raise IsADirectoryError(f"input is a directory: {source}; give a file in it")
     if source.suffix == ".jsonl":
         return source
-    if source.suffix == ".csv":
-        n_bad = csv_to_jsonl(source, path, args.column, args.skip_bad)
-        if n_bad:
-            print(f"### Skipped {n_bad} rows without the column {args.column!r}")
-        return path
     if source.suffix == ".npy":
-        import numpy as np
+        return NumpyToJsonlConverter().stage(_load_npy(source), files, path, args.sequence_length)
+    with files.write(path, "w") as file:
+        if source.suffix == ".csv":
+            n_bad = write_csv_column(source, file, args.column, args.skip_bad)
+            if n_bad:
+                print(f"### Skipped {n_bad} rows without the column {args.column!r}")
+        else:
+            documents = text_documents(_read_text(source), args.document_chars)
+            if not documents:
+                raise ValueError(f"{source} holds no text")
+            file.writelines(json.dumps({"text": document}, ensure_ascii=False) + "\n" for document in documents)
+    return file.name
 
-        NumpyToJsonlConverter().convert(np.load(source, allow_pickle=False), path, sequence_length=args.sequence_length)
-        return path
-    documents = text_documents(source.read_text(encoding="utf-8"), args.document_chars)
-    if not documents:
-        raise ValueError(f"{source} holds no text")
-    with atomic_write(path, "w") as file:
-        file.writelines(json.dumps({"text": document}, ensure_ascii=False) + "\n" for document in documents)
-    return path
+
+def _read_text(path):
+    from ..errors import FormatError
+
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise FormatError(f"{path}: not UTF-8: {error.reason} at byte {error.start}; convert it to UTF-8 first") from None
 
 
 def run(args):
-    from ..data.binidx import BinIdxDataset, compute_magic_prime
+    from ..atomic import AtomicFiles
+    from ..data.binidx import compute_magic_prime
     from ..data.converters import JsonlToBinIdxConverter
 
     prefix = Path(args.output)
     prefix.parent.mkdir(parents=True, exist_ok=True)
-    vocab_path = prefix.parent / f"{prefix.name}.vocab.txt"
-    tokenizer = make_tokenizer(args, vocab_path)
-    jsonl = _to_jsonl(args, prefix.parent / f"{prefix.name}.jsonl")
-    JsonlToBinIdxConverter(tokenizer).convert(
-        jsonl,
-        prefix,
-        n_epochs=args.n_epochs,
-        shuffle=not args.no_shuffle,
-        random_seed=args.random_seed,
-        skip_bad=args.skip_bad,
-    )
-    if not args.vocab:
-        tokenizer.save_vocab(str(vocab_path))
-    with BinIdxDataset(str(prefix)) as dataset:
-        total, items = int(dataset.total_tokens), int(dataset.num_items)
+    vocab_path, jsonl_path = (prefix.parent / f"{prefix.name}{ending}" for ending in (".vocab.txt", ".jsonl"))
+    with AtomicFiles() as files:
+        tokenizer = make_tokenizer(args, files, vocab_path)
+        lines = _stage_lines(args, files, jsonl_path)
+        items, total = JsonlToBinIdxConverter(tokenizer).stage(
+            files,
+            lines,
+            prefix,
+            n_epochs=args.n_epochs,
+            shuffle=not args.no_shuffle,
+            random_seed=args.random_seed,
+            skip_bad=args.skip_bad,
+            name=args.input if lines == Path(args.input) else jsonl_path,
+        )
     prime = compute_magic_prime(total, args.ctx_len)
     print(
         f"{prefix}.bin: {items:,} documents, {total:,} tokens, vocabulary {tokenizer.vocab_size} ({args.vocab or vocab_path})"

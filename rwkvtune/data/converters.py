@@ -33,6 +33,11 @@ def _progress(**kwargs):
     return tqdm(disable=None, leave=False, **kwargs)
 
 
+def tokens_dtype(tokenizer):
+    """NumPy dtype of a tokenizer's ids on disk: uint16, or int32 when its vocab_size > 65536."""
+    return np.dtype(np.uint16 if tokenizer.vocab_size <= 65536 else np.int32)
+
+
 def _make_parent(path):
     Path(path).parent.mkdir(parents=True, exist_ok=True)
 
@@ -77,11 +82,11 @@ class NumpyToJsonlConverter:
         """data: (n, m), one line per row; or (n,), cut into pieces of sequence_length (a shorter rest is dropped; None:
         one line).  Returns Path(output_path).  ValueError for other shapes; OSError names the path."""
         with AtomicFiles() as files:
-            self._stage(data, files, output_path, sequence_length)
+            self.stage(data, files, output_path, sequence_length)
         return Path(output_path)
 
-    def _stage(self, data, files, output_path, sequence_length):
-        """As `convert`, into `files`; where the lines are until they get their name."""
+    def stage(self, data, files, output_path, sequence_length=None):
+        """As `convert`, but the lines take their name with the others of `files` (an AtomicFiles); where they are until then."""
         rows = self._rows(np.asarray(data), sequence_length)
         _make_parent(output_path)
         with files.write(output_path, "w") as file:
@@ -298,7 +303,7 @@ class JsonlToBinIdxConverter:
         if operator.index(n_epochs) < 1:
             raise ValueError(f"n_epochs is {n_epochs}; it must be at least 1")
         shuffler = random if random_seed is None else random.Random(random_seed)
-        dtype = np.dtype(np.uint16 if self.tokenizer.vocab_size <= 65536 else np.int32)
+        dtype = tokens_dtype(self.tokenizer)
         prefix, name = os.fspath(output_prefix), jsonl_path if name is None else name
         _make_parent(prefix)
         # Every line is tokenized once, whatever n_epochs is; the orders are drawn over the finished documents.
@@ -356,7 +361,7 @@ class DataPipeline:
         """data: see NumpyToJsonlConverter.convert; the rest and the result: see `process_jsonl`."""
         path = Path(output_dir, f"{name}.jsonl")
         with AtomicFiles() as files:
-            lines = NumpyToJsonlConverter()._stage(data, files, path, sequence_length)
+            lines = NumpyToJsonlConverter().stage(data, files, path, sequence_length)
             self._stage(files, lines, path, path, n_epochs, shuffle, random_seed)
         return self._result(path, sequence_length)
 
