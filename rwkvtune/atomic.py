@@ -48,6 +48,12 @@ def _target(path):
     return target, stat.S_IMODE(mode)
 
 
+def _hidden_name(target, ending):
+    """A new name beside a file."""
+    directory, name = os.path.split(target)
+    return os.path.join(directory, f".{name[:48]}.{os.urandom(6).hex()}.{ending}")
+
+
 def _sync_directory(directory):
     """Make the rename itself durable where directories can be synchronised (not on Windows)."""
     with contextlib.suppress(OSError):
@@ -84,8 +90,7 @@ def atomic_write(path, mode="wb"):
     text = {} if mode == "wb" else {"encoding": "utf-8", "newline": ""}
     try:
         target, old_mode = _target(path)
-        directory, name = os.path.split(target)
-        temporary = os.path.join(directory, f".{name[:48]}.{os.urandom(6).hex()}.tmp")
+        temporary = _hidden_name(target, "tmp")
         file = open(temporary, "x" + mode[1:], **text)
     except OSError as error:
         raise _explain(error, path) from error
@@ -143,8 +148,7 @@ class AtomicFiles:
             self._staged.remove(earlier)
             os.unlink(earlier[0])
         if temporary is None:
-            directory, name = os.path.split(target)
-            temporary = os.path.join(directory, f".{name[:48]}.{os.urandom(6).hex()}.tmp")
+            temporary = _hidden_name(target, "tmp")
         self._staged.append((temporary, target, mode, path))
         return temporary
 
@@ -205,24 +209,21 @@ class AtomicFiles:
 
     def _rename_all(self):
         """The last one is moved away first; what has been renamed is taken back where a later one fails."""
-        kept, changed = {}, []
+        kept = [_hidden_name(target, "old") for _, target, _, _ in self._staged]
         try:
-            for temporary, target, _, _ in reversed(self._staged):
-                kept[target] = temporary.removesuffix(".tmp") + ".old"
+            for i in reversed(range(len(kept))):
                 with contextlib.suppress(FileNotFoundError):
-                    self._keep(target, kept[target], move=not changed)
-                changed.append(target)
+                    self._keep(self._staged[i][1], kept[i], move=i == len(kept) - 1)
             for temporary, target, _, _ in self._staged:
                 os.replace(temporary, target)
         except BaseException:
-            for target in reversed(changed):
-                if os.path.exists(kept[target]):
-                    os.replace(kept[target], target)
-                else:
-                    with contextlib.suppress(OSError):
-                        os.unlink(target)
+            for old, (temporary, target, _, _) in zip(kept, self._staged, strict=True):
+                if os.path.lexists(old):
+                    os.replace(old, target)
+                elif not os.path.lexists(temporary):  # there was no such file before
+                    os.unlink(target)
             raise
         finally:
-            for old in kept.values():
+            for old in kept:
                 with contextlib.suppress(OSError):
                     os.unlink(old)
