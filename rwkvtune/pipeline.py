@@ -217,7 +217,7 @@ class RWKVTrainingPipeline:
         path = self.data_dir / f"{data_name}.jsonl"
         with self._preparation(data_name) as files:
             lines = NumpyToJsonlConverter().stage(data, files, path, self.data_config.sequence_length)
-            self._stage(files, lines, path, data_name)
+            self._stage(files, lines, "data, sequence", data_name)
         return self._result(path)
 
     def prepare_data_from_file(self, npy_path, data_name="train"):
@@ -262,7 +262,7 @@ class RWKVTrainingPipeline:
         with self._preparation(data_name) as files:
             with files.write(path, "w") as file:
                 file.writelines(json.dumps({"text": document}, ensure_ascii=False) + "\n" for document in documents)
-            self._stage(files, file.name, path, data_name)
+            self._stage(files, file.name, "text, document", data_name)
         return self._result(path)
 
     @contextlib.contextmanager
@@ -297,7 +297,7 @@ class RWKVTrainingPipeline:
                 files,
                 lines,
                 prefix,
-                n_epochs=n_epochs or config.n_epochs_duplication,
+                n_epochs=config.n_epochs_duplication if n_epochs is None else n_epochs,
                 shuffle=config.shuffle,
                 random_seed=config.random_seed,
                 name=source,

@@ -18,7 +18,7 @@ static int fail_word(const RkIntegers *t, const uint8_t *text, size_t n, size_t 
     if (is_number)
         return rk_fail(RK_EINVAL, "%s must be in [0, %d], got %.*s%s (at position %zu)", t->noun, t->max_value, shown,
                        word, cut, at);
-    return rk_fail(RK_EINVAL, "Cannot read an integer at position %zu: '%.*s%s'", at, shown, word, cut);
+    return rk_fail(RK_EINVAL, "Cannot read an integer at position %zu: '%.*s%s'; text needs a GenericTokenizer", at, shown, word, cut);
 }
 
 int rk_integers_encode(const void *integers, const uint8_t *text, size_t n, int width, void *ids, size_t *count) {

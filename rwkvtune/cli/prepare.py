@@ -14,7 +14,7 @@ def add_arguments(parser):
         "input", help='.jsonl with {"text": ...} lines, .csv with a header, .npy with integers, or any UTF-8 text file'
     )
     parser.add_argument("output", help="path of the data without .bin and .idx")
-    parser.add_argument("--vocab", default="", help="vocabulary file of a text tokenizer")
+    parser.add_argument("--vocab", default="", help="vocabulary file of a text tokenizer, or world (pip install \"rwkvtune[world]\")")
     parser.add_argument(
         "--tokenizer", default="byte", help="without --vocab: byte, angle, or integer:N for values 0 to N"
     )
@@ -62,7 +62,7 @@ def make_tokenizer(args, files, vocab_path):
 
 
 def _load_npy(path):
-    """The array in a .npy file, mapped.  Raises FormatError naming the file."""
+    """The array in a .npy file, mapped.  Raises FormatError."""
     import numpy as np
 
     from ..errors import FormatError
@@ -70,7 +70,7 @@ def _load_npy(path):
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError) as error:
-        raise FormatError(f"{path}: not an array file without objects ({error})") from error
+        raise FormatError(f"not an array file without objects ({error})") from error
 
 
 def _stage_lines(args, files, path):
@@ -86,7 +86,10 @@ def _stage_lines(args, files, path):
     if source.suffix == ".jsonl":
         return source
     if source.suffix == ".npy":
-        return NumpyToJsonlConverter().stage(_load_npy(source), files, path, args.sequence_length)
+        try:
+            return NumpyToJsonlConverter().stage(_load_npy(source), files, path, args.sequence_length)
+        except ValueError as error:  # FormatError too
+            raise ValueError(f"{source}: {error}") from error
     with files.write(path, "w") as file:
         if source.suffix == ".csv":
             n_bad = write_csv_column(source, file, args.column, args.skip_bad)
@@ -112,10 +115,10 @@ def _read_text(path):
 def run(args):
     from ..atomic import AtomicFiles
     from ..data.binidx import compute_magic_prime
-    from ..data.converters import JsonlToBinIdxConverter
+    from ..data.converters import JsonlToBinIdxConverter, make_parent
 
     prefix = Path(args.output)
-    prefix.parent.mkdir(parents=True, exist_ok=True)
+    make_parent(prefix)
     vocab_path, jsonl_path = (prefix.parent / f"{prefix.name}{ending}" for ending in (".vocab.txt", ".jsonl"))
     with AtomicFiles() as files:
         tokenizer = make_tokenizer(args, files, vocab_path)
@@ -128,7 +131,7 @@ def run(args):
             shuffle=not args.no_shuffle,
             random_seed=args.random_seed,
             skip_bad=args.skip_bad,
-            name=args.input if lines == Path(args.input) else jsonl_path,
+            name=args.input + ("" if lines == Path(args.input) else ", document"),
         )
     prime = compute_magic_prime(total, args.ctx_len)
     print(

@@ -38,8 +38,12 @@ def tokens_dtype(tokenizer):
     return np.dtype(np.uint16 if tokenizer.vocab_size <= 65536 else np.int32)
 
 
-def _make_parent(path):
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
+def make_parent(path):
+    """Create the directory of a file.  OSError says which part of the path is in the way."""
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise NotADirectoryError(f"cannot write {path}: {error.filename} is no directory; check the path") from None
 
 
 class NumpyToJsonlConverter:
@@ -51,14 +55,23 @@ class NumpyToJsonlConverter:
     def __init__(self, transform=None):
         self.transform = transform
 
-    def _text(self, row):
+    def _text(self, row, number):
         if self.transform is not None:
             return " ".join(self.transform(x) for x in row)
+        if row.dtype.kind not in "iufbO":
+            raise ValueError(f"the values are {row.dtype}; they must be numbers without a fraction, or give a transform")
         if row.dtype.kind == "f" and not np.isfinite(row).all():
-            raise ValueError(f"a value is {row[~np.isfinite(row)][0]}; only finite numbers can become integers")
+            bad = row[~np.isfinite(row)][0]
+            raise ValueError(f"a value of sequence {number} is {bad}; only finite numbers can become integers")
         if row.dtype.kind == "f" and (row != np.trunc(row)).any():
-            raise ValueError(f"a value is {row[row != np.trunc(row)][0]}; round the data yourself, or give a transform")
-        return " ".join(map(str, row.tolist() if row.dtype.kind in "iu" else [int(x) for x in row]))
+            bad = row[row != np.trunc(row)][0]
+            raise ValueError(f"a value of sequence {number} is {bad}; round the data yourself, or give a transform")
+        if row.dtype.kind in "iu":
+            return " ".join(map(str, row.tolist()))
+        try:
+            return " ".join(str(operator.index(x) if row.dtype.kind == "O" else int(x)) for x in row)
+        except TypeError as error:
+            raise ValueError(f"a value of sequence {number} is no integer: {error}") from None
 
     @staticmethod
     def _rows(data, sequence_length):
@@ -80,7 +93,8 @@ class NumpyToJsonlConverter:
 
     def convert(self, data, output_path, sequence_length=None):
         """data: (n, m), one line per row; or (n,), cut into pieces of sequence_length (a shorter rest is dropped; None:
-        one line).  Returns Path(output_path).  ValueError for other shapes; OSError names the path."""
+        one line).  Returns Path(output_path).  ValueError for other shapes and for values that are no integers, with the
+        sequence's number; OSError names the path."""
         with AtomicFiles() as files:
             self.stage(data, files, output_path, sequence_length)
         return Path(output_path)
@@ -88,10 +102,10 @@ class NumpyToJsonlConverter:
     def stage(self, data, files, output_path, sequence_length=None):
         """As `convert`, but the lines take their name with the others of `files` (an AtomicFiles); where they are until then."""
         rows = self._rows(np.asarray(data), sequence_length)
-        _make_parent(output_path)
+        make_parent(output_path)
         with files.write(output_path, "w") as file:
-            for row in rows:
-                file.write(json.dumps({"text": self._text(row)}) + "\n")
+            for number, row in enumerate(rows, 1):
+                file.write(json.dumps({"text": self._text(row, number)}) + "\n")
         return file.name
 
     def convert_file(self, input_path, output_path, sequence_length=1024):
@@ -106,7 +120,7 @@ def csv_to_jsonl(csv_path, output_path, column="text", skip_bad=False):
         skipped.  column: the name of one of them.  skip_bad: leave out the rows without that column.
     Returns the number of rows left out.  FormatError names file and line; OSError the path.
     """
-    _make_parent(output_path)
+    make_parent(output_path)
     with AtomicFiles() as files, files.write(output_path, "w") as file:
         return write_csv_column(csv_path, file, column, skip_bad)
 
@@ -305,7 +319,7 @@ class JsonlToBinIdxConverter:
         shuffler = random if random_seed is None else random.Random(random_seed)
         dtype = tokens_dtype(self.tokenizer)
         prefix, name = os.fspath(output_prefix), jsonl_path if name is None else name
-        _make_parent(prefix)
+        make_parent(prefix)
         # Every line is tokenized once, whatever n_epochs is; the orders are drawn over the finished documents.
         with contextlib.ExitStack() as stack, _Spool(prefix) as spool:
             builder = BinIdxBuilder(prefix, dtype)
@@ -409,7 +423,7 @@ def stage_copy(files, source, path):
 
     Nothing is copied where they are that file already.
     """
-    _make_parent(path)
+    make_parent(path)
     with contextlib.suppress(FileNotFoundError):
         if os.path.samefile(source, path):
             return path

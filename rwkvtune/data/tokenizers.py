@@ -4,6 +4,8 @@ Id 0 is the end of a document in all of them.  The work is done in C (`_rwkvcore
 `_rwkvcore.IntegerTokenizer`); a class of your own needs only `encode`, `decode` and `vocab_size`, see `BaseTokenizer`.
 """
 
+import importlib.util
+import os
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
@@ -35,8 +37,27 @@ def _literal_line(token_id, token):
 
 def _require_file(path):
     """Raise FileNotFoundError or another OSError, with its number, if `path` cannot be read."""
-    with open(path, "rb"):
-        pass
+    try:
+        with open(path, "rb"):
+            pass
+    except OSError as error:
+        reason = f"cannot read the vocabulary: {error.strerror}"
+        raise OSError(error.errno, reason, error.filename) from None  # errno makes it a FileNotFoundError again
+
+
+def world_vocab_file():
+    """Path of the RWKV World vocabulary (rwkv_vocab_v20230424.txt) in the installed package pyrwkv-tokenizer.
+
+    Only the file is used, nothing of the package is imported.  FileNotFoundError says how to install it.
+    """
+    spec = importlib.util.find_spec("pyrwkv_tokenizer")
+    for folder in spec.submodule_search_locations or [] if spec else []:
+        path = os.path.join(folder, "rwkv_vocab_v20230424.txt")
+        if os.path.isfile(path):
+            return path
+    raise FileNotFoundError(
+        'the World vocabulary is not installed: pip install "rwkvtune[world]", or give the path of rwkv_vocab_v20230424.txt'
+    )
 
 
 class BaseTokenizer(ABC):
@@ -146,10 +167,13 @@ class GenericTokenizer(_CoreTokenizer):
 
     vocab_file: one token per line, `id literal length`, for example `33155 'Hello' 5`; blank lines and lines that start
         with '#' are skipped.  Literals are parsed, never evaluated.  If two ids have one text, the later line wins.
+        "world", where no file is called so: the World vocabulary of the extra `rwkvtune[world]`, see `world_vocab_file`.
     Raises FileNotFoundError, or FormatError naming file, line and reason.
     """
 
     def __init__(self, vocab_file):
+        if vocab_file == "world" and not os.path.exists(vocab_file):
+            vocab_file = world_vocab_file()
         _require_file(vocab_file)
         self.vocab_file = vocab_file
         self._core = _rwkvcore.Tokenizer(vocab_file)
