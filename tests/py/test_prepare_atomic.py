@@ -84,7 +84,7 @@ def test_stopped_anywhere(tmp_path, capsys, prepare, error):
     many, outcomes = 10**6, []
     n = many - stopped_at(many, error, lambda: prepare(tmp_path, NEW))
     prepare(tmp_path, OLD)
-    for moment in [*range(0, n - 120, n // 60), *range(n - 120, n, 2)]:  # closely where names change
+    for moment in [*range(0, n - 90, n // 45), *range(n - 90, n, 2)]:  # closely where names change
 
         def action():
             try:
