@@ -7,6 +7,8 @@
 | `read_safetensors`, `write_safetensors` | `safetensors` | the safetensors container |
 | `Checkpoint`, `LazyTensor`, `bfloat16_tensor` | `lazy_tensor` | what readers return, and raw bf16 for writers |
 | `detect`, `inspect_checkpoint` | `detect` | version and sizes of a model from the shapes in its file |
+| `CheckpointInfo` | `info` | how the result of an inspection shows itself |
+| `DetectedModelConfig`, `load_checkpoint_for_training`, `validate_checkpoint_compatibility` | `starting` | weights to start training from |
 
 Submodules are imported at first use, so that importing the package stays cheap.
 """
@@ -14,6 +16,10 @@ Submodules are imported at first use, so that importing the package stays cheap.
 from .detect import detect, inspect_checkpoint
 
 _HOME = {
+    "CheckpointInfo": "info",
+    "DetectedModelConfig": "starting",
+    "load_checkpoint_for_training": "starting",
+    "validate_checkpoint_compatibility": "starting",
     "Checkpoint": "lazy_tensor",
     "LazyTensor": "lazy_tensor",
     "bfloat16_tensor": "lazy_tensor",
@@ -24,7 +30,9 @@ _HOME = {
     "write_safetensors": "safetensors",
 }
 
-__all__ = ["detect", "inspect_checkpoint", "read_checkpoint", *sorted(_HOME)]
+inspect_rwkv_checkpoint = inspect_checkpoint
+
+__all__ = ["detect", "inspect_checkpoint", "inspect_rwkv_checkpoint", "read_checkpoint", *sorted(_HOME)]
 
 
 def __getattr__(name):

@@ -73,6 +73,11 @@ def _group(shapes):
 
 def _refuse_others(shapes):
     """Raise for what is no RWKV-5.2, 6 or 7, naming the key that shows it."""
+    if any(name.startswith("first/blocks.") for name in shapes):
+        raise FormatError(
+            "this is the state of a training run and not a model: continue_training=True goes on with it, its weights are"
+            " also in the rwkv-*.pth beside it"
+        )
     for name in shapes:
         if any(part in name for part in _ADAPTER):
             raise FormatError(f"this is an adapter and not a model ({name[:80]!r}); merge it into its base model first")
@@ -255,7 +260,7 @@ def _model_type(layers):
     return "hybrid"
 
 
-def _precision(dtypes):
+def precision_of(dtypes):
     """The dtype all floating-point tensors have, in the short form, "mixed" where they differ."""
     from .lazy_tensor import FLOATING, PRECISIONS
 
@@ -268,12 +273,13 @@ def inspect_checkpoint(path):
     """What a weight file holds, read from its header alone: immediate for a file of any size.
 
     path: a `.pth` or `.safetensors` file.
-    Returns a dict: checkpoint_path (str), file_size_mb (bytes / 1048576), num_parameters (elements of all tensors),
+    Returns a `CheckpointInfo`, a dict: checkpoint_path (str), file_size_mb (bytes / 1048576), num_parameters (elements of all tensors),
     keys_sample (the first ten names), and detected_config (as `detect`, plus dtype: "fp32", "bf16", "fp16",
     "float64" or "mixed") or, where the tensors are no supported model, detection_error (str).
     Raises FileNotFoundError, FormatError (the file cannot be read), OSError.
     """
     from . import read_checkpoint
+    from .info import CheckpointInfo
 
     if not os.path.exists(path):
         raise FileNotFoundError(f"Checkpoint not found: {path}")
@@ -281,14 +287,16 @@ def inspect_checkpoint(path):
         checkpoint = read_checkpoint(path)
     except FormatError as error:
         raise FormatError(f"Failed to load checkpoint: {error}") from error
-    result = {
+    result = CheckpointInfo({
         "checkpoint_path": os.fspath(path),
         "file_size_mb": os.path.getsize(path) / 1048576,
         "num_parameters": sum(math.prod(shape) for shape in checkpoint.shapes.values()),
         "keys_sample": list(checkpoint)[:10],
-    }
+    })  # fmt: skip
     try:
         config = detect(checkpoint.shapes)
     except FormatError as error:
-        return result | {"detection_error": str(error)}
-    return result | {"detected_config": config | {"dtype": _precision(checkpoint.dtypes.values())}}
+        result["detection_error"] = str(error)
+    else:
+        result["detected_config"] = config | {"dtype": precision_of(checkpoint.dtypes.values())}
+    return result

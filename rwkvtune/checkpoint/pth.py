@@ -31,6 +31,7 @@ from .zip_index import read_zip_index
 _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
 _WEIGHT_MEMBERS = ("state_dict", "model_state_dict", "model", "module")
+_OPTIMIZER_MEMBERS = ("param_groups", "optimizer_state_dict", "optimizer_states", "optimizer")
 _ALIGNMENT = 64
 _ZIP64_FROM = 1 << 30  # above this the 64-bit form is announced in advance; it is needed from 4 GiB on
 _STORAGE_CLASS = {
@@ -164,6 +165,8 @@ def _state_dict(root_object, path):
             break
         found = inner[0]
     tensors = {name: value for name, value in found.items() if isinstance(value, TensorRef)}
+    if not tensors and any(name in found for name in _OPTIMIZER_MEMBERS):
+        raise FormatError(f"{path}: the state of an optimizer, without weights; give the file with the model beside it")
     if not tensors:
         names = ", ".join(str(name)[:40] for name in list(found)[:5] if isinstance(name, str))
         raise FormatError(f"{path}: holds no tensors; its members are: {names or 'none'}")
