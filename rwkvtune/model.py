@@ -16,6 +16,7 @@ from .state import RWKVState, rows_to_arrays, to_core
 
 _BACKENDS = ("cpu", "ref")
 _PRECISIONS = ("fp32", "bf16", "fp16", "fp64")
+UNTOLD = ("ctx_len", "head_size_divisor", "head_size_a", "rope")  # of a ModelConfig, what weights do not tell
 _L2WRAP = 1e-4
 _PROMPT_CHUNK = 1024  # tokens of a prompt read at a time, so that its length does not cost memory
 
@@ -133,6 +134,12 @@ class RWKV:
 
     def __repr__(self):
         return f"RWKV({self.config.summary()}, {self.num_parameters:,} parameters, {self.precision} on {self.device})"
+
+    def __reduce__(self):
+        """Copies and pickles are models of their own: configuration, weights and `state`, nothing else is kept."""
+        state = None if self.state is None else self.state.to_numpy()
+        weights = {name: value.copy() for name, value in self.named_parameters().items()}
+        return _rebuilt, (self.config.to_dict(), self.precision, self.backend, self._chunk_size, state, weights)
 
     # ---- weights ----
 
@@ -367,6 +374,17 @@ class RWKV:
         return self._core.plan(int(batch_size), int(ctx_len or self.config.ctx_len), bool(training), int(grad_cp))
 
 
+def _rebuilt(config, precision, backend, chunk_size, state, weights):
+    """The model of `RWKV.__reduce__`."""
+    model = RWKV.__new__(RWKV)
+    model._build(ModelConfig.from_dict(config), "cpu", precision, backend)
+    for name, view in model.named_parameters().items():
+        view[...] = weights[name]
+    model.set_chunk_size(chunk_size)
+    model.state = None if state is None else RWKVState.from_numpy(state)
+    return model
+
+
 def _squeezed(shape):
     return tuple(size for size in shape if size != 1)
 
@@ -380,11 +398,10 @@ def config_of(tensors, source, **overrides):
     from .checkpoint import detect
 
     found = detect({name: tuple(value.shape) for name, value in tensors.items()})
-    allowed = ("ctx_len", "head_size_divisor", "head_size_a", "rope")
     for name in overrides:
-        if name not in allowed:
+        if name not in UNTOLD:
             raise ValueError(
-                f"{name} cannot be given for {source}: it is read from the weights; allowed are {', '.join(allowed)}"
+                f"{name} cannot be given for {source}: it is read from the weights; allowed are {', '.join(UNTOLD)}"
             )
     try:
         return ModelConfig.from_detected(

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 import warnings
 
 import numpy as np
@@ -24,9 +25,10 @@ _said = set()
 
 
 def _say_once(text):
+    """Information, on stderr: most people never chose the default it speaks of, so it is no warning."""
     if text not in _said:
         _said.add(text)
-        warnings.warn(text, stacklevel=3)
+        print(text, file=sys.stderr)
 
 
 class Trainer:
@@ -50,7 +52,7 @@ class Trainer:
         self.model, self.config = model, config if config is not None else TrainingConfig()
         if self.config.precision not in ("fp32", "fp64") and model.device == "cpu":
             _say_once(
-                f"precision={self.config.precision!r}: the CPU trains in float32 (weights can still be saved as bf16)"
+                f"(precision={self.config.precision!r}: the CPU computes in float32; weights can be saved as bf16)"
             )
         if model.precision in ("bf16", "fp16"):
             model.precision = "fp32"  # from the first step on the weights are float32 numbers
