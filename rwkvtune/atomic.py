@@ -19,6 +19,7 @@ _ADVICE = {
     errno.EPERM: "not permitted; check the owner and the attributes of the file and its directory, or choose another",
     errno.ENOENT: "the directory does not exist; create it first",
     errno.ENOTDIR: "a part of the path is not a directory; check the path",
+    errno.EEXIST: "a file of this name is there already; choose another name",
     errno.EISDIR: "this is a directory; give the name of a file in it",
     errno.EFBIG: "the file is too large for this file system or process limit; choose another directory",
     errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
@@ -32,6 +33,22 @@ def _explain(error, path):
     """The same OSError (errno decides the subclass), its text naming the file and what to do."""
     advice = _ADVICE.get(error.errno, error.strerror or str(error))
     return OSError(error.errno, f"cannot write {path}: {advice}")
+
+
+def make_directory(path):
+    """Create a directory and those above it; one that is there is fine.  Raises OSError (path and what to do)."""
+    try:
+        os.makedirs(path, exist_ok=True)
+    except OSError as error:
+        raise _explain(error, path) from error
+
+
+def open_shared(path):
+    """A text file open for reading and appending, created if need be.  Raises OSError (path and what to do)."""
+    try:
+        return open(path, "a+", encoding="utf-8")
+    except OSError as error:
+        raise _explain(error, path) from error
 
 
 def _target(path):

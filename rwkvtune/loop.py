@@ -122,6 +122,10 @@ class TrainingRun:
     def _save_weights(self, name):
         self.trainer.model.save(self.out / name, dtype=self.save_dtype)
 
+    def _save_final(self):
+        self._save_weights(FINAL_NAME)
+        self.trainer.position["final_step"] = self.trainer.steps
+
     def _picture(self):
         self._drawn_at = time.monotonic()
         plot_loss(self.out / "loss.csv", self.out / "loss.png", self.out / "val.csv")
@@ -152,7 +156,8 @@ class TrainingRun:
             if self._val_log:
                 self._val_log.close()
         if steps >= self.plan.total_steps and not (self.out / FINAL_NAME).exists():
-            self._save_weights(FINAL_NAME)
+            self._save_final()
+            self._save_state()
         self._picture()
         if self._stop and self.trainer.steps < self.plan.total_steps:
             print(
@@ -215,7 +220,7 @@ class TrainingRun:
         if new_epoch:
             self._end_epoch(epochs - 1, lr)
         if last:
-            self._save_weights(FINAL_NAME)
+            self._save_final()
         due = config.save_every_steps and done % config.save_every_steps == 0
         due = due or config.save_every_seconds and time.monotonic() - self._saved_at >= config.save_every_seconds
         if new_epoch or last or due:

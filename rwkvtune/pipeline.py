@@ -10,55 +10,40 @@ work_dir/
 
 import contextlib
 import json
-import re
+import os
+import tempfile
 from datetime import datetime
 from pathlib import Path
 
-from .atomic import AtomicFiles, atomic_write
+from .atomic import AtomicFiles, make_directory
 from .config import DataConfig, ModelConfig, TrainingConfig
 from .errors import FormatError
 from .lock import RunLock
 from .loop import STATE_NAME, BinIdxBatches, RunPlan, TrainingRun, resume_or_none
-from .model import RWKV, check_runnable, config_of
+from .model import RWKV, UNTOLD, check_runnable, config_of
+from .prepared_data import (SCRATCH, check_ids, check_name, check_values, copy_file, remove_left_overs, split_lines,
+                            text_documents)  # fmt: skip
+from .run_files import INIT_NAME, numbered_weights, weights_by_age
 from .schedule import Schedule
+from .stored_config import StoredConfig, describe_tokenizer, same_tokenizer, tokenizer_from_spec
 from .trainer import Trainer, read_position
 
-SCHEMA = 1
-_NUMBERED = re.compile(r"rwkv-(\d+)\.pth")
+__all__ = ["RWKVTrainingPipeline", "text_documents", "tokenizer_from_spec"]
+
+_SIZES = ("model_type", "n_layer", "n_embd", "vocab_size", "head_size_a", "dim_ffn")
 
 
-def _tokenizer_spec(tokenizer):
-    spec = {"class": type(tokenizer).__name__}
-    if hasattr(tokenizer, "max_value"):
-        spec["max_value"] = int(tokenizer.max_value)
-    return spec
+def _differences(config, other, names=_SIZES):
+    """str: the fields in which two model configurations differ, "" for none."""
+    pairs = [(name, getattr(config, name), getattr(other, name)) for name in names]
+    return ", ".join(f"{name} is {mine}, there {theirs}" for name, mine, theirs in pairs if mine != theirs)
 
 
-def tokenizer_from_spec(spec, vocab_path):
-    """The tokenizer a directory was prepared with: from its description, or from the vocabulary file it left."""
-    from .data.tokenizers import AngleTokenizer, GenericTokenizer, IntegerTokenizer
-
-    if spec.get("class") == "IntegerTokenizer":
-        return IntegerTokenizer(max_value=spec["max_value"])
-    if spec.get("class") == "AngleTokenizer":
-        return AngleTokenizer()
-    return GenericTokenizer(str(vocab_path))
-
-
-def text_documents(text, most=0):
-    """Split a text into documents at its blank lines.
-
-    text: str.  most: 0 = one document per paragraph; otherwise whole paragraphs together while they stay within so
-    many characters.  Returns list of str; joined with blank lines they are the text again, outer blank lines aside.
-    """
-    paragraphs = [paragraph for paragraph in re.split(r"\n(?:[ \t]*\n)+", text.strip("\n")) if paragraph.strip()]
-    documents = []
-    for paragraph in paragraphs:
-        if documents and most and len(documents[-1]) + 2 + len(paragraph) <= most:
-            documents[-1] += "\n\n" + paragraph
-        else:
-            documents.append(paragraph)
-    return documents
+def _count(name, value):
+    """A number of at least 1 as an int.  Raises ValueError."""
+    if isinstance(value, bool) or not hasattr(value, "__index__") or value < 1:
+        raise ValueError(f"{name} is {value!r}; it must be an integer of at least 1")
+    return int(value)
 
 
 class RWKVTrainingPipeline:
@@ -66,34 +51,40 @@ class RWKVTrainingPipeline:
 
     work_dir: directory, made if need be; what was prepared and configured there before is read again.
     model_config, training_config, data_config: default: what the directory holds, else all defaults; they are copied,
-    never changed.  tokenizer: default: the directory's, else IntegerTokenizer(359).  The vocabulary size of the model is
-    the tokenizer's unless the given one is larger.  wandb_project: kept in the configuration.
+    never changed, and what they change of the directory's is printed.  tokenizer: default: the directory's, else
+    IntegerTokenizer(359).  The vocabulary size of the model is the tokenizer's unless the given one is larger.
+    wandb_project: name of a Weights & Biases project to log to.
     Attributes: work_dir, data_dir, output_dir, config_dir, model_config, training_config, data_config, tokenizer,
     data_prepared, model_initialized, magic_prime, my_exit_tokens, data_prefix, model (after training).
-    Raises ValueError (an argument), FormatError (a damaged config.json), OSError.
+    Raises ValueError (an argument, one that does not fit what is in the directory), FormatError (a damaged config.json),
+    RuntimeError (another process works here), OSError.
     """
 
     def __init__(
         self, work_dir, model_config=None, training_config=None, data_config=None, tokenizer=None, wandb_project=None
     ):
+        given = {"model": (model_config, ModelConfig), "training": (training_config, TrainingConfig), "data": (data_config, DataConfig)}
+        for key, (value, kind) in given.items():
+            if value is not None and not isinstance(value, kind):
+                raise ValueError(f"{key}_config is a {type(value).__name__}; it must be a {kind.__name__}")
         self.work_dir = Path(work_dir).expanduser().resolve()
         self.data_dir, self.output_dir, self.config_dir = (self.work_dir / name for name in ("data", "out", "configs"))
         for directory in (self.data_dir, self.output_dir, self.config_dir):
-            directory.mkdir(parents=True, exist_ok=True)
-        stored = self._stored()
-        self.model_config = self._choose(ModelConfig, "model", model_config, stored)
-        self.training_config = self._choose(TrainingConfig, "training", training_config, stored)
-        self.data_config = self._choose(DataConfig, "data", data_config, stored)
-        self.wandb_project = wandb_project if wandb_project is not None else stored.get("wandb_project")
-        self._state = stored.get("data_state") or {}
+            make_directory(directory)
+        stored = StoredConfig.read(self.config_path)
+        self._state, self.model, changes = stored.data_state, None, []
+        self.model_config = self._choose(stored.model, *given["model"], changes)
+        self.training_config = self._choose(stored.training, *given["training"], changes)
+        self.data_config = self._choose(stored.data, *given["data"], changes)
+        self.wandb_project = wandb_project if wandb_project is not None else stored.wandb_project
         self._set_tokenizer(tokenizer, model_config is None)
         if self.training_config.random_seed < 0:
             import secrets
 
             self.training_config = self.training_config.replace(random_seed=secrets.randbits(31))
-        self.model = None
         self._check_against_run()
         self._save_config()
+        print(*changes, sep="\n", end="\n" if changes else "")
 
     # ---- configuration ----
 
@@ -102,45 +93,47 @@ class RWKVTrainingPipeline:
         """Path of config.json."""
         return self.config_dir / "config.json"
 
-    def _stored(self):
-        if not self.config_path.exists():
-            return {}
-        try:
-            stored = json.loads(self.config_path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise FormatError(f"{self.config_path}: not valid JSON ({error}); correct it or delete it") from error
-        if not isinstance(stored, dict) or stored.get("schema", 0) > SCHEMA:
-            raise FormatError(f"{self.config_path}: not a configuration this version reads; correct it or delete it")
-        return stored
-
-    def _choose(self, cls, key, given, stored):
-        """The given configuration (copied), or the stored one, or the default; says what a given one changes."""
-        if given is not None and not isinstance(given, cls):
-            raise ValueError(f"{key}_config is a {type(given).__name__}; it must be a {cls.__name__}")
-        try:
-            before = cls.from_dict(stored[key]) if key in stored else None
-        except (ValueError, TypeError) as error:
-            raise FormatError(f"{self.config_path}: {key}: {error}") from error
+    @staticmethod
+    def _choose(before, given, kind, changes):
+        """The given configuration (copied), or the stored one, or the default; what a given one changes goes to `changes`."""
         if given is None:
-            return before or cls()
+            return before or kind()
         now = given.replace()
         old = before.to_dict() if before else {}
         for name, value in now.to_dict().items():
-            if before and old[name] != value and name != "vocab_size":
-                print(f"    {name}: {old[name]} -> {value}")
+            if before and old[name] != value and name not in ("vocab_size", "config_dict"):
+                changes.append(f"    {name}: {old[name]} -> {value}")
         return now
 
     def _set_tokenizer(self, tokenizer, free):
         """free: no model configuration was given, so the vocabulary follows the tokenizer whatever it was."""
         from .data.tokenizers import IntegerTokenizer
 
-        if tokenizer is None and self._state.get("tokenizer"):
-            tokenizer = tokenizer_from_spec(self._state["tokenizer"], self.data_dir / "vocab.txt")
+        missing = [n for n in ("encode", "decode", "vocab_size", "save_vocab") if tokenizer is not None and not hasattr(tokenizer, n)]
+        if missing:
+            raise ValueError(f"tokenizer is a {type(tokenizer).__name__} without {missing[0]}; derive it from rwkvtune.BaseTokenizer")
+        spec = self._state.get("tokenizer")
+        if spec and self.data_prepared:
+            tokenizer = self._tokenizer_of_data(spec, tokenizer)
         self.tokenizer = tokenizer if tokenizer is not None else IntegerTokenizer(359)
         size = int(self.tokenizer.vocab_size)
         default = ModelConfig.__dataclass_fields__["vocab_size"].default
         if self.model_config.vocab_size < size or self.model_config.vocab_size == default or free and not self._state:
             self.model_config = self.model_config.replace(vocab_size=size)
+
+    def _tokenizer_of_data(self, spec, given):
+        """The given tokenizer, which must be the one the data were made with, or that one."""
+        if given is None:
+            if spec["class"] not in ("IntegerTokenizer", "AngleTokenizer", "GenericTokenizer"):
+                print(f"    The tokenizer {spec['class']} is your own: give it again to prepare or to read text; for training it is not needed.")
+            return tokenizer_from_spec(spec, self.data_dir / "vocab.txt")
+        if not same_tokenizer(spec, given):
+            raise ValueError(
+                f"the data in {self.work_dir} were prepared with {spec['class']} of {spec.get('vocab_size', 'other')} ids and the"
+                f" tokenizer given, {type(given).__name__} of {given.vocab_size}, is another; leave it out to use that of the data, or"
+                f" delete {self.data_dir} to prepare them anew"
+            )
+        return given
 
     def _check_against_run(self):
         """Raises ValueError where the configuration is not that of the run that is already here."""
@@ -149,28 +142,22 @@ class RWKVTrainingPipeline:
             return
         try:
             run = ModelConfig.from_dict(read_position(path)["model"])
-        except (FormatError, TypeError) as error:
+        except (ValueError, TypeError) as error:
             raise FormatError(f"{error}; delete it to start this run afresh") from error
-        sizes = ("ctx_len", "vocab_size", "n_layer", "n_embd", "dim_ffn", "head_size_a")
-        wrong = [f"{n} is {getattr(self.model_config, n)}, the run's {getattr(run, n)}" for n in sizes
-                 if getattr(self.model_config, n) != getattr(run, n)]  # fmt: skip
+        wrong = _differences(self.model_config, run, (*_SIZES, "ctx_len", "head_size_divisor"))
+        if not wrong and self.model_config.to_core_dict() != run.to_core_dict():
+            wrong = "widths or kinds of layers"
         if wrong:
-            raise ValueError(f"{self.work_dir} holds a run of another model ({'; '.join(wrong)}); use its sizes, or another work_dir")
+            raise ValueError(f"{self.work_dir} holds a run of another model ({wrong}); use its sizes, or another work_dir")
 
-    def _config_text(self):
-        model = {name: value for name, value in self.model_config.to_dict().items() if name != "config_dict"}
-        stored = {
-            "schema": SCHEMA, "model": model, "training": self.training_config.to_dict(), "data": self.data_config.to_dict(),
-            "wandb_project": self.wandb_project, "vocab_size": int(self.tokenizer.vocab_size), "data_state": self._state or None,
-        }  # fmt: skip
-        return json.dumps(stored, indent=2, ensure_ascii=False) + "\n"
+    def _stored_config(self):
+        return StoredConfig(self.model_config, self.training_config, self.data_config, self.wandb_project, self._state)
 
     def _save_config(self):
-        text = self._config_text()
-        if self.config_path.exists() and self.config_path.read_text(encoding="utf-8") == text:
-            return
-        with RunLock(self.work_dir), atomic_write(self.config_path, "w") as file:
-            file.write(text)
+        stored, size = self._stored_config(), self.tokenizer.vocab_size
+        if not stored.is_in(self.config_path, size):
+            with RunLock(self.work_dir):
+                stored.write(self.config_path, size)
 
     # ---- data ----
 
@@ -182,8 +169,9 @@ class RWKVTrainingPipeline:
     @property
     def data_prefix(self):
         """Path of the training data without .bin and .idx, or None."""
-        name = self._state.get("name")
-        return None if name is None else self.data_dir / name
+        if "prefix" in self._state:
+            return Path(self._state["prefix"])
+        return self.data_dir / self._state["name"] if self._state else None
 
     @property
     def magic_prime(self):
@@ -191,34 +179,36 @@ class RWKVTrainingPipeline:
         from .data.binidx import compute_magic_prime
 
         total = self._state.get("total_tokens")
-        return None if total is None else compute_magic_prime(total, self.model_config.ctx_len)
+        return self._state.get("magic_prime") or (None if total is None else compute_magic_prime(total, self.model_config.ctx_len))
 
     @property
     def my_exit_tokens(self):
-        """int: tokens of the prepared data, or None."""
-        return self._state.get("total_tokens")
+        """int: tokens of the prepared data, or the exit_tokens given for existing data; None without data."""
+        return self._state.get("exit_tokens") or self._state.get("total_tokens")
 
     def prepare_data(self, data, data_name="train"):
         """Prepare numbers.  data: integers (n_sequences, length), or one row, cut into data_config.sequence_length.
 
+        data_name: of the files in data/.
         Returns dict: jsonl_path, binidx_prefix, vocab_path, num_sequences, total_tokens, magic_prime.
-        Raises ValueError (a value the tokenizer has no id for, with its place).
+        Raises ValueError (a value the tokenizer has no id for, with its place), RuntimeError (no data; a run is here).
+        After an error or Ctrl-C, here and in the other prepare methods, what was prepared before is as it was.
         """
-        import numpy as np
-
+        from .arrays import to_array
         from .data.converters import NumpyToJsonlConverter
 
-        data = np.asarray(data)
+        data = to_array(data, "data")
         if data.size == 0:
             raise RuntimeError("Prepared dataset is empty. Please provide non-empty training data.")
-        print(
-            f"### Preparing data: {data_name}\n    Input shape: {data.shape}\n    Value range: [{data.min()}, {data.max()}]"
-        )
-        path = self.data_dir / f"{data_name}.jsonl"
-        with self._preparation(data_name) as files:
-            lines = NumpyToJsonlConverter().stage(data, files, path, self.data_config.sequence_length)
-            self._stage(files, lines, "data, sequence", data_name)
-        return self._result(path)
+        if data.dtype.kind not in "iuf":
+            raise ValueError(f"data: dtype {data.dtype} does not hold numbers; give an array of integers")
+        check_values(data, self.tokenizer)
+        print(f"### Preparing data: {data_name}\n    Input shape: {data.shape}\n    Value range: [{data.min()}, {data.max()}]\n"
+              f"    Vocab size: {self.tokenizer.vocab_size}")  # fmt: skip
+        with self._preparation(data_name) as (files, scratch):
+            lines = NumpyToJsonlConverter().convert(data, scratch / "lines", self.data_config.sequence_length)
+            self._stage(files, [lines], "data, sequence", data_name)
+        return self._prepared(data_name)
 
     def prepare_data_from_file(self, npy_path, data_name="train"):
         """Prepare numbers from a .npy file; otherwise as `prepare_data`.  Raises FileNotFoundError, FormatError too."""
@@ -226,8 +216,12 @@ class RWKVTrainingPipeline:
 
         try:
             data = np.load(npy_path, allow_pickle=False)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"array file not found: {npy_path}") from error
         except (ValueError, EOFError) as error:
             raise FormatError(f"{npy_path}: not an array file without objects ({error})") from error
+        if not isinstance(data, np.ndarray):
+            raise FormatError(f"{npy_path}: an .npz archive; save the one array with np.save")
         return self.prepare_data(data, data_name)
 
     def prepare_data_from_jsonl(self, jsonl_path, data_name="train", n_epochs=None):
@@ -235,15 +229,18 @@ class RWKVTrainingPipeline:
 
         Returns as `prepare_data`.  Raises FileNotFoundError, FormatError (a line, with its number), ValueError.
         """
-        from .data.converters import stage_copy
-
         source, path = Path(jsonl_path), self.data_dir / f"{data_name}.jsonl"
         if not source.exists():
             raise FileNotFoundError(f"JSONL file not found: {source}")
-        print(f"### Preparing data: {data_name}\n    Source: {source}")
-        with self._preparation(data_name) as files:
-            self._stage(files, stage_copy(files, source, path), source, data_name, n_epochs)
-        return self._result(path)
+        if n_epochs is not None:
+            n_epochs = _count("n_epochs", n_epochs)
+        print(f"### Preparing data: {data_name}\n    Source: {source}\n    Vocab size: {self.tokenizer.vocab_size}")
+        parts = [source]
+        if self._state.get("validation") and path.exists() and source.samefile(path):
+            parts.append(self.data_dir / "val.jsonl")  # what was held out of these lines comes back to them
+        with self._preparation(data_name) as (files, _):
+            self._stage(files, parts, source, data_name, n_epochs)
+        return self._prepared(data_name)
 
     def prepare_text(self, text, data_name="train", document_chars=0):
         """Prepare a text.  text: str, or the `pathlib.Path` of a UTF-8 file.
@@ -252,119 +249,166 @@ class RWKVTrainingPipeline:
         The end-of-document token then stands for the blank line between documents.
         Returns as `prepare_data`.  Raises OSError, ValueError (no text; a character the tokenizer has no token for).
         """
-        text = text.read_text(encoding="utf-8") if isinstance(text, Path) else text
+        if isinstance(text, Path):
+            try:
+                text = text.read_text(encoding="utf-8")
+            except UnicodeDecodeError as error:
+                raise FormatError(f"{text}: not UTF-8 text ({error})") from error
         documents = text_documents(text, document_chars)
         if not documents:
             raise ValueError("the text holds no paragraph")
         kind = f"up to {document_chars} characters of whole paragraphs" if document_chars else "a paragraph"
         print(f"### Preparing data: {data_name}\n    {len(documents)} documents, each {kind}")
-        path = self.data_dir / f"{data_name}.jsonl"
-        with self._preparation(data_name) as files:
-            with files.write(path, "w") as file:
+        with self._preparation(data_name) as (files, scratch):
+            with open(scratch / "lines", "w", encoding="utf-8", newline="\n") as file:
                 file.writelines(json.dumps({"text": document}, ensure_ascii=False) + "\n" for document in documents)
-            self._stage(files, file.name, "text, document", data_name)
-        return self._result(path)
+            self._stage(files, [scratch / "lines"], "text, document", data_name)
+        return self._prepared(data_name)
+
+    def use_existing_data(self, binidx_prefix, magic_prime=None, exit_tokens=None):
+        """Train on bin/idx files that are there already; they stay where they are.
+
+        binidx_prefix: the path without .bin and .idx.  The tokenizer, or a larger vocab_size in the model configuration,
+        must have room for their ids.  magic_prime: samples of a pass, default by rule.  exit_tokens: a run ends after
+        so many tokens even where num_epochs is more; default: num_epochs alone decides.
+        Returns dict: jsonl_path (None), binidx_prefix, vocab_path, num_sequences, total_tokens, magic_prime.
+        Raises FileNotFoundError, FormatError (the files; an id beyond the vocabulary), ValueError, RuntimeError.
+        """
+        from .data.binidx import BinIdxDataset, MagicPrimeSampler
+
+        prefix = os.path.abspath(os.path.expanduser(binidx_prefix))
+        for kind in ("bin", "idx"):
+            if not os.path.exists(f"{prefix}.{kind}"):
+                raise FileNotFoundError(f"{kind.capitalize()} file not found: {prefix}.{kind}")
+        with BinIdxDataset(prefix) as dataset:
+            if not dataset.total_tokens:
+                raise RuntimeError("Prepared dataset is empty. Please provide non-empty training data.")
+            check_ids(dataset, self.model_config.vocab_size, prefix)
+            state = self._description(dataset.num_items, dataset.total_tokens, dataset.dtype, False)
+        state |= {"name": os.path.basename(prefix)} if Path(prefix).parent == self.data_dir else {"prefix": prefix}
+        if magic_prime is not None:
+            state["magic_prime"] = _count("magic_prime", magic_prime)
+            MagicPrimeSampler(state["total_tokens"], self.model_config.ctx_len, state["magic_prime"])
+        if exit_tokens is not None:
+            state["exit_tokens"] = _count("exit_tokens", exit_tokens)
+        with self._preparation() as (files, _):
+            self._write_description(files.stage(self.config_path), files.stage(self.data_dir / "vocab.txt"), state)
+        return self._prepared(None)
 
     @contextlib.contextmanager
-    def _preparation(self, name):
-        """The lock of the directory and an AtomicFiles; the old data stay as they are until all of the new are there."""
+    def _preparation(self, name=None):
+        """(AtomicFiles, a directory for what is needed until then); the old data stay until all of the new are there."""
+        if name is not None:
+            check_name(name, self.data_config.val_fraction)
         old = self._state
         with RunLock(self.work_dir):
             if (self.output_dir / STATE_NAME).exists():
                 raise RuntimeError(
                     f"{self.output_dir} holds a run on the data that are prepared; leave data out to go on with it, or use another work_dir"
                 )
+            remove_left_overs(self.data_dir)
             try:
-                with AtomicFiles() as files:
-                    yield files
+                with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=self.data_dir) as scratch, AtomicFiles() as files:
+                    yield files, Path(scratch)
             except BaseException:
                 self._state = old
                 raise
 
-    def _stage(self, files, lines, source, name, n_epochs=None):
-        """Lines to bin/idx, the vocabulary, and their description in config.json; source: of the lines, for messages."""
-        from .data.converters import JsonlToBinIdxConverter, tokens_dtype
+    def _stage(self, files, parts, source, name, n_epochs=None):
+        """Lines to bin/idx, the vocabulary, and their description in config.json.
 
-        lines, held = self._hold_out(files, lines, name)
-        config, prefix = self.data_config, self.data_dir / name
-        if hasattr(self.tokenizer, "save_vocab"):
-            self.tokenizer.save_vocab(files.stage(self.data_dir / "vocab.txt"))
-        stage = JsonlToBinIdxConverter(self.tokenizer).stage
+        parts: files of the lines.  source: of the lines, for messages.
+        """
+        from .data.converters import JsonlToBinIdxConverter
+
+        config, converter = self.data_config, JsonlToBinIdxConverter(self.tokenizer, verbose=False)
+        copies = n_epochs or config.n_epochs_duplication
+        lines, held = self._stage_lines(files, parts, self.data_dir / f"{name}.jsonl")
         if held:
-            stage(files, held, self.data_dir / "val", n_epochs=1, shuffle=False, name=self.data_dir / "val.jsonl")
-        with files.write(self.config_path, "w") as file:
-            items, total = stage(
-                files,
-                lines,
-                prefix,
-                n_epochs=config.n_epochs_duplication if n_epochs is None else n_epochs,
-                shuffle=config.shuffle,
-                random_seed=config.random_seed,
-                name=source,
-            )
-            self._state = {"name": name, "total_tokens": total, "num_items": items, "dtype": str(tokens_dtype(self.tokenizer)),
-                           "validation": bool(held), "tokenizer": _tokenizer_spec(self.tokenizer)}  # fmt: skip
-            file.write(self._config_text())
+            converter.stage(files, held, self.data_dir / "val", n_epochs=1, shuffle=False, name=f"{source} (the held-out end of it)")
+        description, vocab = files.stage(self.config_path), files.stage(self.data_dir / "vocab.txt")
+        items, total = converter.stage(files, lines, self.data_dir / name, n_epochs=copies, shuffle=config.shuffle,
+                                       random_seed=config.random_seed, name=source)  # fmt: skip
+        dtype = "uint16" if self.tokenizer.vocab_size <= 65536 else "int32"
+        state = self._description(items, total, dtype, bool(held)) | {"name": name, "documents": items // copies, "copies": copies}
+        self._write_description(description, vocab, state)
 
-    def _result(self, jsonl):
+    def _stage_lines(self, files, parts, path):
+        """(training lines, held-out lines or None), the first staged as `path`."""
+        if self.data_config.val_fraction:
+            with files.write(path) as train, files.write(self.data_dir / "val.jsonl") as val:
+                split_lines(parts, train, val, self.data_config.val_fraction)
+            return train.name, val.name
+        if len(parts) == 1 and path.exists() and path.samefile(parts[0]):
+            return path, None
+        with files.write(path) as copy:
+            for part in parts:
+                copy_file(part, copy)
+        return copy.name, None
+
+    def _description(self, items, total, dtype, validation):
+        return {"total_tokens": int(total), "num_items": int(items), "dtype": str(dtype), "validation": validation,
+                "tokenizer": describe_tokenizer(self.tokenizer)}  # fmt: skip
+
+    def _write_description(self, config_path, vocab_path, state):
+        self.tokenizer.save_vocab(vocab_path)
+        self._state = state
+        self._stored_config().write(config_path, self.tokenizer.vocab_size)
+
+    def _prepared(self, name):
+        """Tells what was prepared; the dict that the prepare methods return."""
         total, prefix, vocab = self._state["total_tokens"], self.data_prefix, self.data_dir / "vocab.txt"
         print(f"### Data preparation complete:\n    Total tokens: {total:,}\n    Magic prime: {self.magic_prime}\n"
               f"    Data prefix: {prefix}\n    Vocab file: {vocab}")  # fmt: skip
-        return {"jsonl_path": jsonl, "binidx_prefix": prefix, "vocab_path": vocab, "num_sequences": self._state["num_items"],
-                "total_tokens": total, "magic_prime": self.magic_prime}  # fmt: skip
-
-    def _hold_out(self, files, lines, name):
-        """(training lines, the last val_fraction of the lines, staged as val.jsonl, or None)."""
-        if not self.data_config.val_fraction:
-            return lines, None
-        every = Path(lines).read_bytes().split(b"\n")
-        documents = [number for number, line in enumerate(every) if line.strip()]
-        n = max(1, round(len(documents) * self.data_config.val_fraction))
-        if n >= len(documents):
-            raise ValueError(
-                f"val_fraction {self.data_config.val_fraction:g} of {len(documents)} documents leaves none for training"
-            )
-        for_training = documents[-n]
-        with files.write(self.data_dir / "val.jsonl") as held:
-            held.writelines(line + b"\n" for line in every[for_training:] if line.strip())
-        with files.write(self.data_dir / f"{name}.jsonl") as kept:
-            kept.writelines(line + b"\n" for line in every[:for_training])
-        return kept.name, held.name
+        return {"jsonl_path": name and self.data_dir / f"{name}.jsonl", "binidx_prefix": prefix, "vocab_path": vocab,
+                "num_sequences": self._state["num_items"], "total_tokens": total, "magic_prime": self.magic_prime}  # fmt: skip
 
     # ---- model and training ----
 
     @property
     def model_initialized(self):
         """bool: out/rwkv-init.pth exists."""
-        return (self.output_dir / "rwkv-init.pth").exists()
+        return (self.output_dir / INIT_NAME).exists()
 
     def initialize_model(self, force=False):
         """Write out/rwkv-init.pth by the reference initialisation.  force: replace an existing one.
 
-        Returns its path.  Raises RuntimeError (no data yet), NotImplementedError (a version this build lacks).
+        Returns its path.  Raises RuntimeError (no data yet), NotImplementedError (a version this build lacks),
+        ValueError (existing weights of another size).
         """
         if not self.data_prepared:
             raise RuntimeError("Data must be prepared before model initialization")
-        path = self.output_dir / "rwkv-init.pth"
-        if path.exists() and not force:
-            print(f"### Init model already exists: {path}")
-            return path
-        RWKV(self.model_config, seed=self.training_config.random_seed).save(path)
+        path = self.output_dir / INIT_NAME
+        with RunLock(self.work_dir):
+            if path.exists() and not force:
+                self._check_weights(path)
+                print(f"### Init model already exists: {path}")
+                return path
+            RWKV(self.model_config, seed=self.training_config.random_seed).save(path)
         return path
+
+    def _check_weights(self, path):
+        """Raises ValueError where a weight file of this directory is not of the configured size."""
+        from .checkpoint import read_checkpoint
+
+        wrong = _differences(self.model_config, config_of(read_checkpoint(path), path, ctx_len=self.model_config.ctx_len))
+        if wrong:
+            advice = "initialize_model(force=True) replaces it" if path.name == INIT_NAME else "use its sizes"
+            raise ValueError(f"{path} holds another model ({wrong}); {advice}, another work_dir keeps it")
 
     def train(self, data=None, num_epochs=100, continue_training=False, max_steps=0, how_to_resume="", callbacks=()):
         """Train for `num_epochs` passes over the prepared data, in this process.
 
-        data: numbers to prepare first.  continue_training: go on from where the directory's run is; num_epochs is the
-        total then.  Without it a directory that holds a run is refused.  max_steps: > 0 = so many steps, not passes.
+        data: numbers to prepare first.  num_epochs: passes; the learning rate goes from lr_init to lr_final over all of
+        them.  continue_training: go on from where the directory's run is; num_epochs is the total then.  Without it a
+        directory that holds a run is refused.  max_steps: > 0 = so many steps, not passes.
         how_to_resume: the advice that is printed after an interruption.  callbacks: `rwkvtune.Callback`s; with a
         wandb_project, Weights & Biases is one more.
         Returns dict: status ("finished" or "interrupted"), steps, checkpoint (path).
         Raises RuntimeError (no data, a run is there already, another process trains here), ValueError, OSError,
         FloatingPointError.
         """
-        if not isinstance(num_epochs, int) or num_epochs < 1:
-            raise ValueError(f"num_epochs is {num_epochs!r}; it must be an integer of at least 1")
+        num_epochs = _count("num_epochs", num_epochs)
         check_runnable(self.model_config)
         with RunLock(self.work_dir):
             self._check_run(continue_training)
@@ -374,106 +418,137 @@ class RWKVTrainingPipeline:
                 raise RuntimeError("Either provide data or call prepare_data() first")
             return self._train(num_epochs, continue_training, max_steps, how_to_resume, callbacks)
 
-    def train_from_checkpoint(self, checkpoint_path, num_epochs=100, auto_detect=True, override_config=None):
+    def train_from_checkpoint(self, checkpoint_path, num_epochs=100, auto_detect=True, override_config=None, callbacks=()):
         """Train `num_epochs` passes over the prepared data, starting from the weights in any file.
 
-        checkpoint_path: a .pth or .safetensors.  auto_detect: take the model's sizes from it; otherwise it must fit
-        model_config.  override_config: dict of fields of ModelConfig, TrainingConfig or DataConfig.
+        checkpoint_path: a .pth or .safetensors; it is copied to out/rwkv-init.pth.  auto_detect: take the model's sizes
+        from it; otherwise it must fit model_config.  override_config: dict of fields of ModelConfig (those that weights do
+        not tell, such as ctx_len), TrainingConfig or DataConfig; random_seed means that of TrainingConfig.
         Returns as `train`.  Raises RuntimeError (no data; the vocabulary is too large), FileNotFoundError, ValueError
-        (an unknown field), and as `train`.
+        (an unknown field, one that contradicts the weights), and as `train`; nothing is changed then.
         """
+        num_epochs = _count("num_epochs", num_epochs)
         if not self.data_prepared:
             raise RuntimeError("Data must be prepared before training")
         if not Path(checkpoint_path).exists():
             raise FileNotFoundError(f"Checkpoint not found: {checkpoint_path}")
         with RunLock(self.work_dir):
             self._check_run(False)
-            model_config, others = self._from_checkpoint(checkpoint_path, auto_detect, dict(override_config or {}))
-            if int(self.tokenizer.vocab_size) > model_config.vocab_size:
-                raise RuntimeError(
-                    f"Vocab size mismatch: the tokenizer has {self.tokenizer.vocab_size} ids and the checkpoint {model_config.vocab_size};"
-                    " use the checkpoint's tokenizer, or train a new model"
-                )
-            RWKV.load(checkpoint_path, config=model_config).save(self.output_dir / "rwkv-init.pth")
-            self.model_config = model_config
-            self.training_config, self.data_config = others
+            configs = self._from_checkpoint(checkpoint_path, auto_detect, dict(override_config or {}))
+            self._check_start(*configs[:2])
+            RWKV.load(checkpoint_path, config=configs[0]).save(self.output_dir / INIT_NAME)
+            self.model_config, self.training_config, self.data_config = configs
             self._save_config()
-            return self._train(num_epochs, False)
+            return self._train(num_epochs, False, callbacks=callbacks)
 
     def _from_checkpoint(self, path, auto_detect, overrides):
-        """(ModelConfig, (TrainingConfig, DataConfig)) for weights in a file."""
-        from .checkpoint import read_checkpoint
-
+        """[ModelConfig, TrainingConfig, DataConfig] for weights in a file."""
         configs = [self.model_config, self.training_config, self.data_config]
+        untold = {name: value for name, value in overrides.items() if auto_detect and name in UNTOLD}
         if auto_detect:
-            configs[0] = config_of(read_checkpoint(path), path, ctx_len=self.model_config.ctx_len)
-            print(f"### Auto-detected architecture: {configs[0].summary()}")
+            configs[0] = self._detected(path, {"ctx_len": self.model_config.ctx_len, **untold})
+        told = configs[0].to_core_dict()
         for name, value in overrides.items():
             owner = next((i for i, c in enumerate(configs) if name in c.to_dict()), None)
             if owner is None:
                 raise ValueError(
                     f"override_config has an unknown key {name!r}; it takes fields of ModelConfig, TrainingConfig and DataConfig"
                 )
-            print(f"    {name}: {getattr(configs[owner], name)} -> {value}")
+            before = getattr(self.model_config if name in untold else configs[owner], name)
             configs[owner] = configs[owner].replace(**{name: value})
-        return configs[0], tuple(configs[1:])
+            if auto_detect and configs[0].to_core_dict() != told:
+                raise ValueError(f"override_config: {name} is {value!r}, but the weights in {path} say {before!r}; leave it out")
+            later = " (for data that are prepared from now on)" if owner == 2 else ""
+            print(f"    {name}: {before} -> {value}{later}")
+        return configs
 
-    def _check_run(self, continue_training):
-        held = self.output_dir / STATE_NAME
-        if not continue_training and (held.exists() or self._numbered()):
-            what = f"a run at step {read_position(held)['steps']}" if held.exists() else self._numbered()[-1].name
+    @staticmethod
+    def _detected(path, untold):
+        """The `ModelConfig` of a weight file, which is told about.  untold: fields that weights do not tell."""
+        from .checkpoint import inspect_checkpoint, read_checkpoint
+
+        facts = inspect_checkpoint(path)
+        print(f"### Checkpoint info:\n    File size: {facts['file_size_mb']:.1f} MB\n    Parameters: {facts['num_parameters']:,}")
+        found = config_of(read_checkpoint(path), path, **untold)
+        print("### Auto-detected architecture:")
+        for name in ("n_layer", "n_embd", "vocab_size", "model_type"):
+            print(f"    {name}: {facts['detected_config'][name]}")
+        return found
+
+    def _check_start(self, model_config, training_config):
+        """Raises RuntimeError, ValueError where these cannot train on the prepared data."""
+        from .data.binidx import BinIdxDataset
+
+        if int(self.tokenizer.vocab_size) > model_config.vocab_size:
             raise RuntimeError(
-                f"{self.output_dir} holds {what}; continue_training=True goes on with it, another work_dir starts anew"
+                f"Vocab size mismatch: the tokenizer has {self.tokenizer.vocab_size} ids and the checkpoint {model_config.vocab_size};"
+                " use the checkpoint's tokenizer, or train a new model"
             )
+        check_runnable(model_config)
+        with BinIdxDataset(str(self.data_prefix)) as dataset:
+            self._batches(dataset, model_config.ctx_len, training_config.batch_size)
 
-    def _numbered(self):
-        found = [
-            (int(match[1]), path)
-            for path in self.output_dir.glob("rwkv-*.pth")
-            if (match := _NUMBERED.fullmatch(path.name))
-        ]
-        return [path for _, path in sorted(found)]
+    def inspect_checkpoint(self, checkpoint_path):
+        """What a weight file holds, from its header alone; see `rwkvtune.inspect_checkpoint`."""
+        from .checkpoint import inspect_checkpoint
+
+        return inspect_checkpoint(checkpoint_path)
 
     def list_checkpoints(self):
-        """list of paths: init, then by epoch, then final (where it is older than the last epoch: before that)."""
-        known = {name: self.output_dir / f"rwkv-{name}.pth" for name in ("init", "final")}
-        init, final = ([path] if path.exists() else [] for path in known.values())
-        numbered = self._numbered()
-        if final and numbered and final[0].stat().st_mtime_ns < numbered[-1].stat().st_mtime_ns:
-            return init + numbered[:-1] + final + numbered[-1:]
-        return init + numbered + final
+        """list of paths, oldest first: init, then by epoch, then final (older than the last epochs: before them)."""
+        return weights_by_age(self.output_dir)
 
     def get_latest_checkpoint(self):
         """Path of the newest checkpoint, or None."""
         paths = self.list_checkpoints()
         return paths[-1] if paths else None
 
-    def _start(self, continue_training):
+    def _check_run(self, continue_training):
+        held, numbered = self.output_dir / STATE_NAME, numbered_weights(self.output_dir)
+        if not continue_training and (held.exists() or numbered):
+            what = f"a run at step {read_position(held)['steps']}" if held.exists() else numbered[-1][1].name
+            raise RuntimeError(
+                f"{self.output_dir} holds {what}; continue_training=True goes on with it, another work_dir starts anew"
+            )
+
+    def _start(self, continue_training, batches):
         """The trainer to go on with: the directory's run, its numbered weights, or the initial weights."""
+        config = self.training_config
         trainer = resume_or_none(self.output_dir) if continue_training else None
         if trainer is not None:
-            trainer.adopt(self.training_config)
+            trainer.adopt(config)
             return trainer
-        if not continue_training or not self._numbered():
-            self.initialize_model()
-            path = self.output_dir / "rwkv-init.pth"
-        else:
-            path = self._numbered()[-1]
-            print(
-                f"### No {STATE_NAME}: continuing from the weights of {path.name}, with a fresh optimizer and from the first sample"
+        numbered = numbered_weights(self.output_dir) if continue_training else []
+        if not numbered:
+            path = self.initialize_model()
+            return Trainer(RWKV.load(path, config=self.model_config), config)
+        epoch, path = numbered[-1]
+        self._check_weights(path)
+        print(f"### No {STATE_NAME}: going on after epoch {epoch} with the weights of {path.name} and a fresh optimizer")
+        trainer = Trainer(RWKV.load(path, config=self.model_config), config)
+        trainer.steps = -(-(epoch + 1) * batches.samples // config.batch_size)
+        trainer.tokens = trainer.steps * config.batch_size * self.model_config.ctx_len
+        return trainer
+
+    def _batches(self, dataset, ctx_len, batch_size):
+        """`BinIdxBatches` of the prepared data.  Raises FormatError where they are not what was prepared."""
+        if dataset.total_tokens != self._state["total_tokens"]:
+            raise FormatError(
+                f"{self.data_prefix}.bin holds {dataset.total_tokens} tokens, but {self._state['total_tokens']} were prepared;"
+                " put the file back or prepare the data anew"
             )
-        return Trainer(RWKV.load(path, config=self.model_config), self.training_config)
+        return BinIdxBatches(dataset, ctx_len, batch_size, self._state.get("magic_prime"))
 
     def _train(self, num_epochs, continue_training, max_steps=0, how_to_resume="", callbacks=()):
         from .callbacks import WandbCallback
         from .data.binidx import BinIdxDataset
 
         callbacks = [*callbacks, *([WandbCallback(self.wandb_project)] if self.wandb_project else [])]
-        trainer = self._start(continue_training)
         config = self.training_config
         with BinIdxDataset(str(self.data_prefix)) as dataset:
-            batches = BinIdxBatches(dataset, self.model_config.ctx_len, config.batch_size)
-            steps = max_steps or -(-num_epochs * batches.samples // config.batch_size)
+            batches = self._batches(dataset, self.model_config.ctx_len, config.batch_size)
+            trainer = self._start(continue_training, batches)
+            steps = max_steps or self._steps(num_epochs, batches)
             plan = RunPlan(self._schedule(steps), steps, batches.samples, config.batch_size, config.epoch_save)
             self._announce(trainer, plan)
             run = TrainingRun(
@@ -485,21 +560,29 @@ class RWKVTrainingPipeline:
         self.model = trainer.model
         return {"status": status, "steps": trainer.steps, "checkpoint": self.get_latest_checkpoint()}
 
+    def _steps(self, num_epochs, batches):
+        """Steps of so many passes; fewer where exit_tokens were given."""
+        steps = -(-num_epochs * batches.samples // batches.batch_size)
+        exit_tokens = self._state.get("exit_tokens")
+        return min(steps, -(-exit_tokens // (batches.batch_size * batches.ctx_len))) if exit_tokens else steps
+
     def _schedule(self, steps):
         c, ctx = self.training_config, self.model_config.ctx_len
         return Schedule(lr_init=c.lr_init, lr_final=c.lr_final, warmup_steps=c.warmup_steps, exit_tokens=steps * ctx * c.batch_size, ctx_len=ctx,
                         real_bsz=c.batch_size, weight_decay=c.weight_decay, weight_decay_final=c.weight_decay_final)  # fmt: skip
 
     def _announce(self, trainer, plan):
-        passes, ctx_len, c = (
-            plan.total_steps * plan.batch_size / plan.epoch_samples,
-            self.model_config.ctx_len,
-            self.training_config,
-        )
+        c, ctx_len = self.training_config, self.model_config.ctx_len
+        passes = plan.total_steps * plan.batch_size / plan.epoch_samples
         print(f"### Training {trainer.model!r}\n    {plan.total_steps} steps of {plan.batch_size} x {ctx_len} tokens, {passes:.4g} passes"
               f" over the data, lr {c.lr_init:g} -> {c.lr_final:g}")  # fmt: skip
+        documents, copies = self._state.get("documents"), self._state.get("copies", 1)
+        if copies > 1:
+            print(f"    a pass sees each of the {documents:,} documents {copies} times (n_epochs_duplication={copies})")
         if trainer.steps:
             print(f"    continuing after step {trainer.steps}")
+        if trainer.steps >= plan.total_steps:
+            print("    nothing is left to do: num_epochs counts from the beginning of the run")
 
     def _arguments(self, num_epochs):
         return {"num_epochs": num_epochs, "time": f"{datetime.now():%Y-%m-%d %H:%M:%S}", "data_prefix": str(self.data_prefix),

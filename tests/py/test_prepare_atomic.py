@@ -33,7 +33,7 @@ def visible(folder):
 
 def stopped_at(moment, error, action):
     """Runs `action`, raising error() at the moment-th call or return in the package; how many moments were left."""
-    left = moment
+    left, handler = moment, signal.getsignal(signal.SIGINT)
 
     def watch(frame, event, argument):
         nonlocal left
@@ -52,6 +52,7 @@ def stopped_at(moment, error, action):
         pass
     finally:
         sys.setprofile(None)
+        signal.signal(signal.SIGINT, handler)  # Stop may have been raised while another one was set
     return left
 
 

@@ -210,7 +210,7 @@ def test_resume_on_other_data_is_refused(work):
 def test_another_model_in_the_directory_of_a_run_is_refused(work):
     RWKVTrainingPipeline(work).train(max_steps=5)
     before = (work / "configs" / "config.json").read_bytes()
-    with pytest.raises(ValueError, match="n_layer is 2, the run's 1"):
+    with pytest.raises(ValueError, match="n_layer is 2, there 1"):
         RWKVTrainingPipeline(work, RWKVTrainingPipeline(work).model_config.replace(n_layer=2))
     assert (work / "configs" / "config.json").read_bytes() == before
 
