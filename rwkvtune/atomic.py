@@ -174,8 +174,13 @@ class AtomicFiles:
         """As `atomic_write`, but the file takes its name together with the others.  `file.name` is where it is until then."""
         temporary = self.stage(path)
         text = {} if mode == "wb" else {"encoding": "utf-8", "newline": ""}
-        with open(temporary, "x" + mode[1:], **text) as file:
-            yield file
+        try:
+            with open(temporary, "x" + mode[1:], **text) as file:
+                yield file
+        except OSError as error:
+            if error.filename is None:
+                raise _explain(error, path) from error
+            raise
 
     def __enter__(self):
         return self
