@@ -104,7 +104,7 @@ PyObject *rk_py_model_generate(PyObject *op, PyObject *args, PyObject *kwargs) {
     RkPyStateObject *own = rk_py_state_new(g.model, 1, 0);
     PyObject *list = own ? PyList_New(0) : NULL;
     if (!list) return Py_XDECREF(own), NULL;
-    if (state == Py_None) rk_state_from_params(&own->state, &g.model->model.man);
+    if (state == Py_None) RK_LOCKED(g.model, rk_state_from_params(&own->state, &g.model->model.man));
     else if (((RkPyStateObject *)state)->owner == g.model && ((RkPyStateObject *)state)->state.B == 1) {
         if ((rc = rk_state_copy(&own->state, &((RkPyStateObject *)state)->state))) rk_py_raise(st, rc);
     } else PyErr_SetString(PyExc_ValueError, "state must be of this model, for one sequence");

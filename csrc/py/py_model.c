@@ -155,7 +155,7 @@ static PyObject *model_new_state(PyObject *op, PyObject *arg) {
     if (n == -1 && PyErr_Occurred()) return NULL;
     RkPyModel *self = (RkPyModel *)op;
     RkPyStateObject *state = rk_py_state_new(self, (int)n, 0);
-    if (state) rk_state_from_params(&state->state, &self->model.man);
+    if (state) RK_LOCKED(self, rk_state_from_params(&state->state, &self->model.man));
     return (PyObject *)state;
 }
 
@@ -251,37 +251,6 @@ static PyObject *model_loss(PyObject *op, PyObject *args, PyObject *kwargs) {
     return rk_py_raise(rk_py_state_of(Py_TYPE(op)), rc);
 }
 
-static PyObject *model_forward_backward(PyObject *op, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"ids", "targets", "scale", "l2", "state", "dstate", "grad_cp", NULL};
-    RkPyModel *self = (RkPyModel *)op;
-    PyObject *ids, *targets, *state = Py_None, *dstate = Py_None;
-    RkBackward b = {0};
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOdd|OOi:forward_backward", names, &ids, &targets, &b.scale, &b.l2,
-                                     &state, &dstate, &b.grad_cp))
-        return NULL;
-    if (ids_and_targets(ids, targets, &b.f) < 0 || state_arg(self, state, b.f.B, "state", &b.f.before) < 0 ||
-        state_arg(self, dstate, b.f.B, "dstate", &b.dafter) < 0)
-        return NULL;
-    RkPyStateObject *initial = rk_py_state_new(self, b.f.B, 0), *after = initial ? rk_py_state_new(self, b.f.B, 0) : NULL;
-    RkPyStateObject *dbefore = after ? rk_py_state_new(self, b.f.B, 0) : NULL;
-    int rc = 0;
-    if (dbefore) {
-        b.initial = !b.f.before;
-        if (b.initial) {
-            rk_state_from_params(&initial->state, &self->model.man);
-            b.f.before = &initial->state;
-        }
-        b.f.after = &after->state;
-        b.dbefore = &dbefore->state;
-        RK_LOCKED(self, rc = rk_model_forward_backward(&self->model, &b));
-    }
-    Py_XDECREF(initial);
-    if (dbefore && !rc) return Py_BuildValue("(dLNN)", b.f.loss, (long long)b.f.count, after, dbefore);
-    Py_XDECREF(after);
-    Py_XDECREF(dbefore);
-    return rc ? rk_py_raise(rk_py_state_of(Py_TYPE(op)), rc) : NULL;
-}
-
 /* Copies of a table's saved rows, as "blocks.<layer>.<part>.<row>". */
 static int add_activations(PyObject *dict, int layer, const char *part, const RkMixer *mixer, const RkTensor *act, PyObject *op) {
     for (int i = 0; i < mixer->n_act; i++) {
@@ -297,20 +266,70 @@ static int add_activations(PyObject *dict, int layer, const char *part, const Rk
     return 0;
 }
 
-static PyObject *model_activations(PyObject *op, PyObject *arg) {
-    RkPyModel *self = (RkPyModel *)op;
-    PyArrayObject *ids = rk_py_ids(arg, "ids");
-    if (!ids) return NULL;
-    PyObject *call = Py_BuildValue("(OOdd)", arg, arg, 1.0, 0.0);
-    PyObject *done = call ? model_forward_backward(op, call, NULL) : NULL;
-    PyObject *dict = done ? PyDict_New() : NULL;
-    for (int l = 0; dict && l < self->model.cfg.L; l++) {
+static int add_all_activations(RkPyModel *self, PyObject *dict) {
+    for (int l = 0; l < self->model.cfg.L; l++) {
         const RkBlockConfig *b = &self->model.cfg.block[l];
         const RkBlockWork *w = &self->model.work.block[l];
-        if (add_activations(dict, l, "att", b->time_mix, w->act[0], op) < 0 ||
-            add_activations(dict, l, "ffn", b->channel_mix, w->act[1], op) < 0)
-            Py_CLEAR(dict);
+        if (add_activations(dict, l, "att", b->time_mix, w->act[0], (PyObject *)self) < 0 ||
+            add_activations(dict, l, "ffn", b->channel_mix, w->act[1], (PyObject *)self) < 0)
+            return -1;
     }
+    return 0;
+}
+
+/* One forward and backward pass; activations: NULL, or a dict to copy them into before another call can replace them.
+   The lock is never waited for with the GIL held, so it may be kept while the GIL is taken back. */
+static int run_backward(RkPyModel *self, RkBackward *b, RkPyStateObject *initial, PyObject *activations) {
+    int rc;
+    Py_BEGIN_ALLOW_THREADS
+    pthread_mutex_lock(&self->lock);
+    b->initial = !b->f.before;
+    if (b->initial) {
+        rk_state_from_params(&initial->state, &self->model.man);
+        b->f.before = &initial->state;
+    }
+    rc = rk_model_forward_backward(&self->model, b);
+    Py_END_ALLOW_THREADS
+    if (!rc && activations && add_all_activations(self, activations) < 0) rc = -1;
+    pthread_mutex_unlock(&self->lock);
+    if (rc && !PyErr_Occurred()) rk_py_raise(rk_py_state_of(Py_TYPE(self)), rc);
+    return rc;
+}
+
+static PyObject *backward(PyObject *op, PyObject *args, PyObject *kwargs, PyObject *activations) {
+    static char *names[] = {"ids", "targets", "scale", "l2", "state", "dstate", "grad_cp", NULL};
+    RkPyModel *self = (RkPyModel *)op;
+    PyObject *ids, *targets, *state = Py_None, *dstate = Py_None;
+    RkBackward b = {0};
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOdd|OOi:forward_backward", names, &ids, &targets, &b.scale, &b.l2,
+                                     &state, &dstate, &b.grad_cp))
+        return NULL;
+    if (ids_and_targets(ids, targets, &b.f) < 0 || state_arg(self, state, b.f.B, "state", &b.f.before) < 0 ||
+        state_arg(self, dstate, b.f.B, "dstate", &b.dafter) < 0)
+        return NULL;
+    RkPyStateObject *initial = rk_py_state_new(self, b.f.B, 0), *after = initial ? rk_py_state_new(self, b.f.B, 0) : NULL;
+    RkPyStateObject *dbefore = after ? rk_py_state_new(self, b.f.B, 0) : NULL;
+    int rc = -1;
+    if (dbefore) {
+        b.f.after = &after->state;
+        b.dbefore = &dbefore->state;
+        rc = run_backward(self, &b, initial, activations);
+    }
+    Py_XDECREF(initial);
+    if (!rc) return Py_BuildValue("(dLNN)", b.f.loss, (long long)b.f.count, after, dbefore);
+    Py_XDECREF(after);
+    Py_XDECREF(dbefore);
+    return NULL;
+}
+
+static PyObject *model_forward_backward(PyObject *op, PyObject *args, PyObject *kwargs) {
+    return backward(op, args, kwargs, NULL);
+}
+
+static PyObject *model_activations(PyObject *op, PyObject *ids) {
+    PyObject *dict = PyDict_New(), *call = dict ? Py_BuildValue("(OOdd)", ids, ids, 1.0, 0.0) : NULL;
+    PyObject *done = call ? backward(op, call, NULL, dict) : NULL;
+    if (!done) Py_CLEAR(dict);
     Py_XDECREF(call);
     Py_XDECREF(done);
     return dict;
@@ -336,8 +355,10 @@ static PyObject *model_plan(PyObject *op, PyObject *args, PyObject *kwargs) {
 
 static PyObject *model_allocated(PyObject *op, PyObject *unused) {
     (void)unused;
-    RkModel *m = &((RkPyModel *)op)->model;
-    return rk_py_sizes(m->value_bytes, m->grad_bytes, 0, m->work.bytes, 0, rk_thread_scratch_total());
+    RkPyModel *self = (RkPyModel *)op;
+    size_t gradients, activations;
+    RK_LOCKED(self, (gradients = self->model.grad_bytes, activations = self->model.work.bytes));
+    return rk_py_sizes(self->model.value_bytes, gradients, 0, activations, 0, rk_thread_scratch_total());
 }
 
 /* ---- attributes ---- */
