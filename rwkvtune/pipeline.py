@@ -520,7 +520,11 @@ class RWKVTrainingPipeline:
             return trainer
         numbered = numbered_weights(self.output_dir) if continue_training else []
         if not numbered:
-            path = self.initialize_model()
+            path = self.output_dir / INIT_NAME
+            if path.exists():
+                self._check_weights(path)
+            else:
+                self.initialize_model()
             return Trainer(RWKV.load(path, config=self.model_config), config)
         epoch, path = numbered[-1]
         self._check_weights(path)

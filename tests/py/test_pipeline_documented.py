@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -186,3 +188,13 @@ def test_every_documented_name_is_there():
              " create_vocab_file_from_tokens create_default_vocab_file NumpyToJsonlConverter JsonlToBinIdxConverter DataPipeline"
              " inspect_rwkv_checkpoint load_checkpoint_for_training validate_checkpoint_compatibility DetectedModelConfig").split()  # fmt: skip
     assert [name for name in names if not hasattr(rwkvtune, name) or name not in rwkvtune.__all__] == []
+
+
+def test_every_test_the_page_names_exists():
+    """The table at the end of docs/pipeline.md: a test that is renamed takes its row along."""
+    here = Path(__file__).parent
+    page = (here.parents[1] / "docs" / "pipeline.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(?:\w+::)?(test_\w+)`", page))
+    sources = "".join(path.read_text(encoding="utf-8") for path in here.glob("test_*.py"))
+    files = {path.stem for path in here.glob("test_*.py")}
+    assert len(named) > 80 and sorted(name for name in named - files if f"def {name}(" not in sources) == []
