@@ -29,10 +29,23 @@ if hasattr(errno, "EDQUOT"):
     _ADVICE[errno.EDQUOT] = "the disk quota is used up; free some space or choose another directory"
 
 
-def _explain(error, path):
+def _explain(error, path, what="write"):
     """The same OSError (errno decides the subclass), its text naming the file and what to do."""
     advice = _ADVICE.get(error.errno, error.strerror or str(error))
-    return OSError(error.errno, f"cannot write {path}: {advice}")
+    return OSError(error.errno, f"cannot {what} {path}: {advice}")
+
+
+@contextlib.contextmanager
+def reading(path):
+    """Context manager: an OSError of opening `path` in the block names it and says what to do; a missing file aside."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        if error.filename is None or os.fspath(error.filename) != os.fspath(path):
+            raise
+        raise _explain(error, path, "read") from error
 
 
 def make_directory(path):

@@ -15,7 +15,7 @@ import tempfile
 from datetime import datetime
 from pathlib import Path
 
-from .atomic import AtomicFiles, make_directory
+from .atomic import AtomicFiles, make_directory, reading
 from .config import DataConfig, ModelConfig, TrainingConfig
 from .errors import FormatError
 from .lock import RunLock
@@ -215,7 +215,8 @@ class RWKVTrainingPipeline:
         import numpy as np
 
         try:
-            data = np.load(npy_path, allow_pickle=False)
+            with reading(npy_path):
+                data = np.load(npy_path, allow_pickle=False)
         except FileNotFoundError as error:
             raise FileNotFoundError(f"array file not found: {npy_path}") from error
         except (ValueError, EOFError) as error:
@@ -238,7 +239,7 @@ class RWKVTrainingPipeline:
         parts = [source]
         if self._state.get("validation") and path.exists() and source.samefile(path):
             parts.append(self.data_dir / "val.jsonl")  # what was held out of these lines comes back to them
-        with self._preparation(data_name) as (files, _):
+        with reading(source), self._preparation(data_name) as (files, _):
             self._stage(files, parts, source, data_name, n_epochs)
         return self._prepared(data_name)
 
@@ -251,7 +252,8 @@ class RWKVTrainingPipeline:
         """
         if isinstance(text, Path):
             try:
-                text = text.read_text(encoding="utf-8")
+                with reading(text):
+                    text = text.read_text(encoding="utf-8")
             except UnicodeDecodeError as error:
                 raise FormatError(f"{text}: not UTF-8 text ({error})") from error
         documents = text_documents(text, document_chars)

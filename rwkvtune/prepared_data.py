@@ -7,6 +7,7 @@ import shutil
 from .errors import FormatError
 
 SCRATCH = ".preparing-"  # how the names of directories begin that are needed while data are prepared
+_LEFT_OVER = re.compile(r"\..+\.[0-9a-f]{12}\.(tmp|old)|.+\.(bin|idx)\.\d+\.\d+\.tmp")
 
 
 def text_documents(text, most=0):
@@ -35,10 +36,11 @@ def check_name(name, holding_out):
 
 def remove_left_overs(directory):
     """Delete what a preparation left in a directory when its process was killed."""
-    for path in directory.glob(f"{SCRATCH}*"):
-        shutil.rmtree(path, ignore_errors=True)
-    for path in directory.glob(".*.tmp"):
-        path.unlink(missing_ok=True)
+    for path in directory.iterdir():
+        if path.name.startswith(SCRATCH):
+            shutil.rmtree(path, ignore_errors=True)
+        elif _LEFT_OVER.fullmatch(path.name):
+            path.unlink(missing_ok=True)
 
 
 def copy_file(source, file):

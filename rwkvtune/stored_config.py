@@ -14,7 +14,7 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .atomic import atomic_write
+from .atomic import atomic_write, reading
 from .config import DataConfig, ModelConfig, TrainingConfig
 from .errors import FormatError
 
@@ -40,11 +40,10 @@ class StoredConfig:
     def read(cls, path):
         """The contents of a file, empty where there is none.  Raises FormatError naming file, part and field, OSError."""
         try:
-            stored = json.loads(Path(path).read_text(encoding="utf-8"))
+            with reading(path):
+                stored = json.loads(Path(path).read_text(encoding="utf-8"))
         except FileNotFoundError:
             return cls()
-        except IsADirectoryError as error:
-            raise FormatError(f"{path}: this is a directory; move it away") from error
         except (ValueError, RecursionError) as error:
             raise FormatError(f"{path}: not valid JSON ({error}); {_ADVICE}") from error
         if not isinstance(stored, dict):

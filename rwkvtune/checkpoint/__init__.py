@@ -13,6 +13,7 @@
 Submodules are imported at first use, so that importing the package stays cheap.
 """
 
+from ..atomic import reading
 from .detect import detect, inspect_checkpoint
 
 _HOME = {
@@ -53,5 +54,6 @@ def read_checkpoint(path):
     """
     from . import pth, safetensors
 
-    reader = safetensors.read_safetensors if safetensors.is_safetensors(path) else pth.read_pth
-    return reader(path)
+    with reading(path):
+        reader = safetensors.read_safetensors if safetensors.is_safetensors(path) else pth.read_pth
+        return reader(path)

@@ -77,6 +77,17 @@ def test_example_1_numbers(version, tmp_path):
     assert len(model.generate(tokenizer.encode("1 2 3"), max_new_tokens=4)) == 4
 
 
+def test_example_1_in_its_own_size(tmp_path):
+    """The numbers that follow from it: tokens, samples of a pass, steps, parameters of the default version."""
+    pipeline = RWKVTrainingPipeline(
+        work_dir=tmp_path, model_config=ModelConfig(n_layer=3, n_embd=128, vocab_size=1001), tokenizer=IntegerTokenizer(max_value=999)
+    )
+    made = pipeline.prepare_data(np.random.randint(0, 1000, size=(1000, 1024)))
+    assert (made["num_sequences"], made["total_tokens"], made["magic_prime"]) == (3000, 3_075_000, 2999)
+    assert (pipeline.my_exit_tokens, pipeline.magic_prime) == (3_075_000, 2999)
+    assert RWKV(pipeline.model_config).num_parameters == 1_073_920
+
+
 @versions
 def test_example_2_json_lines(version, tmp_path):
     """The default tokenizer, integers 0 to 359 in JSON lines."""

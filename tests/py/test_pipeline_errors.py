@@ -181,7 +181,7 @@ def test_every_truncation_of_the_config_is_refused(tmp_path):
             RWKVTrainingPipeline(tmp_path)
     path.unlink()
     path.mkdir()
-    with pytest.raises(FormatError, match="config.json: this is a directory"):
+    with pytest.raises(OSError, match="cannot read .*config.json: this is a directory"):
         RWKVTrainingPipeline(tmp_path)
 
 
@@ -267,6 +267,18 @@ def test_directory_where_a_file_should_be(tmp_path):
     with pytest.raises(OSError, match=r"cannot write .*train.bin: it is not a regular file"):
         pipe.prepare_data(DATA)
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["train.bin"] and not pipe.data_prepared
+
+
+@pytest.mark.parametrize("call", ["prepare_data_from_jsonl", "prepare_data_from_file", "prepare_text", "train_from_checkpoint",
+                                  "inspect_checkpoint"])  # fmt: skip
+def test_directory_where_a_file_is_read(tmp_path, call):
+    pipe = new(tmp_path / "run")
+    pipe.prepare_data(DATA)
+    before = contents(tmp_path / "run")
+    (tmp_path / "there").mkdir()
+    with pytest.raises(OSError, match=r"cannot read .*/there: this is a directory; give the name of a file in it"):
+        getattr(pipe, call)(tmp_path / "there")
+    assert contents(tmp_path / "run") == before
 
 
 @pytest.mark.skipif(not hasattr(os, "setuid"), reason="needs users")
@@ -373,6 +385,27 @@ def test_interrupt_at_every_stage(tmp_path, monkeypatch):
         assert not [path for path in directory.rglob("*.tmp")] and not list((directory / "data").glob(".*"))
         moments += 1
     assert moments >= 12
+
+
+def test_kill_while_data_are_prepared(tmp_path):
+    """What was prepared before is whole; the next preparation removes what lies about, and nothing of the user's."""
+    new(tmp_path).prepare_data(DATA)
+    before = contents(tmp_path)
+    code = (
+        "import os, signal, sys\nfrom rwkvtune import RWKVTrainingPipeline\nfrom rwkvtune.data.binidx import BinIdxBuilder\n"
+        "BinIdxBuilder.stage = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "RWKVTrainingPipeline(sys.argv[1]).prepare_data([[1, 2, 3]] * 40)"
+    )
+    process = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True)
+    assert process.returncode == -signal.SIGKILL
+    after = contents(tmp_path)
+    assert len(after) > len(before) and {name: after[name] for name in before} == before
+    for name in ("notes.tmp", ".mine", "x.old"):
+        (tmp_path / "data" / name).write_text("mine")
+    pipe = RWKVTrainingPipeline(tmp_path)
+    assert pipe.data_prepared and pipe.prepare_data(DATA)["num_sequences"] == 90
+    mine = {f"data/{name}": b"mine" for name in ("notes.tmp", ".mine", "x.old")}
+    assert contents(tmp_path) == before | mine
 
 
 def test_full_disk_while_data_are_prepared(tmp_path):
