@@ -204,7 +204,8 @@ def test_nothing_the_caller_passed_is_changed(tmp_path):
     other.prepare_data(data)
     data.flags.writeable = False
     other.train_from_checkpoint(tmp_path / "a" / "out" / "rwkv-final.pth", 1, override_config=overrides)
-    other.model_config.ctx_len = 99
+    for config, name in ((pipe.model_config, "ctx_len"), (pipe.training_config, "micro_bsz"), (pipe.data_config, "sequence_length")):
+        setattr(config, name, 99)  # the pipeline's own are copies
     after = [thing.to_dict() if hasattr(thing, "to_dict") else thing for thing in passed] + [data.tobytes()]
     assert after == before and tokenizer.max_value == 9 and model.vocab_size == 361
     assert (tmp_path / "a" / "out" / "rwkv-final.pth").read_bytes() == weights
