@@ -30,13 +30,23 @@ from .trainer import Trainer, read_position
 
 __all__ = ["RWKVTrainingPipeline", "text_documents", "tokenizer_from_spec"]
 
-_SIZES = ("model_type", "n_layer", "n_embd", "vocab_size", "head_size_a", "dim_ffn")
+
+def _sizes(config):
+    """dict: what a `ModelConfig` says that weights tell as well; a size that differs by layer is a list."""
+    layers = config.layer_list()
+
+    def of_layers(name, rows):
+        values = list(dict.fromkeys(row[name] for row in rows))
+        return values[0] if len(values) == 1 else values
+
+    told = [layer for layer in layers if layer["time_mix"] != "attention"]  # whose head size its weights do not tell
+    return {"model_type": "+".join(config.kinds), "n_layer": config.n_layer, "n_embd": config.n_embd, "vocab_size": config.vocab_size,
+            "head_size_a": of_layers("head_size", told), "dim_ffn": of_layers("dim_ffn", layers)}  # fmt: skip
 
 
-def _differences(config, other, names=_SIZES):
-    """str: the fields in which two model configurations differ, "" for none."""
-    pairs = [(name, getattr(config, name), getattr(other, name)) for name in names]
-    return ", ".join(f"{name} is {mine}, there {theirs}" for name, mine, theirs in pairs if mine != theirs)
+def _differences(sizes, others):
+    """str: the sizes that differ, "" for none."""
+    return ", ".join(f"{name} is {value}, there {others[name]}" for name, value in sizes.items() if value != others[name])
 
 
 def _count(name, value):
@@ -111,7 +121,7 @@ class RWKVTrainingPipeline:
 
         missing = [n for n in ("encode", "decode", "vocab_size", "save_vocab") if tokenizer is not None and not hasattr(tokenizer, n)]
         if missing:
-            raise ValueError(f"tokenizer is a {type(tokenizer).__name__} without {missing[0]}; derive it from rwkvtune.BaseTokenizer")
+            raise ValueError(f"tokenizer, of class {type(tokenizer).__name__}, has no {missing[0]}; derive it from rwkvtune.BaseTokenizer")
         spec = self._state.get("tokenizer")
         if spec and self.data_prepared:
             tokenizer = self._tokenizer_of_data(spec, tokenizer)
@@ -144,9 +154,10 @@ class RWKVTrainingPipeline:
             run = ModelConfig.from_dict(read_position(path)["model"])
         except (ValueError, TypeError) as error:
             raise FormatError(f"{error}; delete it to start this run afresh") from error
-        wrong = _differences(self.model_config, run, (*_SIZES, "ctx_len", "head_size_divisor"))
+        here, there = (_sizes(config) | {"ctx_len": config.ctx_len} for config in (self.model_config, run))
+        wrong = _differences(here, there)
         if not wrong and self.model_config.to_core_dict() != run.to_core_dict():
-            wrong = "widths or kinds of layers"
+            wrong = "its layers, widths or head_size_divisor"
         if wrong:
             raise ValueError(f"{self.work_dir} holds a run of another model ({wrong}); use its sizes, or another work_dir")
 
@@ -393,7 +404,7 @@ class RWKVTrainingPipeline:
         """Raises ValueError where a weight file of this directory is not of the configured size."""
         from .checkpoint import read_checkpoint
 
-        wrong = _differences(self.model_config, config_of(read_checkpoint(path), path, ctx_len=self.model_config.ctx_len))
+        wrong = _differences(_sizes(self.model_config), _sizes(config_of(read_checkpoint(path), path)))
         if wrong:
             advice = "initialize_model(force=True) replaces it" if path.name == INIT_NAME else "use its sizes"
             raise ValueError(f"{path} holds another model ({wrong}); {advice}, another work_dir keeps it")

@@ -87,6 +87,7 @@ def validate_checkpoint_compatibility(detected, expected):
         return name in wanted and mine is not None and mine != wanted[name]
 
     if differs("vocab_size"):
-        return False, [f"vocab_size of the checkpoint is {detected.vocab_size}, wanted is {wanted['vocab_size']}: use the tokenizer it was trained with"]
+        pair = f"vocab_size of the checkpoint is {detected.vocab_size}, wanted is {wanted['vocab_size']}"
+        return False, [f"{pair}: use the tokenizer it was trained with"]
     warnings = [f"{name} of the checkpoint is {getattr(detected, name)}, wanted is {wanted[name]}" for name in _COMPARED if differs(name)]
     return not warnings, warnings

@@ -183,6 +183,32 @@ def test_the_same_weights_in_one_go_or_in_two(version, tmp_path):
     assert one == two
 
 
+HYBRIDS = [
+    ["x070", "x060"],
+    [{"time_mix": "x052", "channel_mix": "x070"}, "x052"],
+    ["x060", {"time_mix": "x060", "dim_ffn": 96}],
+]
+
+
+@pytest.mark.parametrize("layers", HYBRIDS, ids=["two versions", "two channel mixes", "two widths"])
+@pytest.mark.skipif(len(RUNNABLE) < 3, reason="this build lacks a version")
+def test_step_by_step_with_a_recipe_of_layers(layers, tmp_path):
+    """The configuration names no single version; initial weights, runs and other weights are recognised all the same."""
+    config = ModelConfig(layers=layers, n_embd=64, ctx_len=16, head_size_a=32)
+    pipeline = RWKVTrainingPipeline(tmp_path / "a", config, QUICK, tokenizer=IntegerTokenizer(9))
+    pipeline.prepare_data(numbers())
+    pipeline.initialize_model()
+    pipeline.train(num_epochs=1)
+    pipeline = RWKVTrainingPipeline(tmp_path / "a", config, QUICK, tokenizer=IntegerTokenizer(9))
+    assert pipeline.train(num_epochs=2, continue_training=True)["status"] == "finished"
+    other = RWKVTrainingPipeline(tmp_path / "b", training_config=QUICK, tokenizer=IntegerTokenizer(9))
+    other.prepare_data(numbers())
+    other.train_from_checkpoint(pipeline.get_latest_checkpoint(), 1, override_config={"ctx_len": 16})
+    assert other.model_config.layer_list() == pipeline.model_config.layer_list()
+    with pytest.raises(ValueError, match="holds a run of another model"):
+        RWKVTrainingPipeline(tmp_path / "a", config.replace(layers=layers[::-1]))
+
+
 @versions
 def test_inspection(version, tmp_path):
     RWKV(small(version, vocab_size=30)).save(tmp_path / "w.pth")

@@ -238,7 +238,7 @@ def test_another_tokenizer_for_the_same_data(tmp_path):
 
 @pytest.mark.parametrize("tokenizer", [5, "vocab.txt", object()])
 def test_no_tokenizer(tmp_path, tokenizer):
-    with pytest.raises(ValueError, match="tokenizer is a .*derive it from rwkvtune.BaseTokenizer"):
+    with pytest.raises(ValueError, match="tokenizer, of class .*derive it from rwkvtune.BaseTokenizer"):
         RWKVTrainingPipeline(tmp_path, tokenizer=tokenizer)
 
 
