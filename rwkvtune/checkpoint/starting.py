@@ -10,7 +10,7 @@ class DetectedModelConfig:
     """What the weights of a file tell about their model; None is what they do not tell.
 
     n_layer, n_embd, vocab_size, model_type, head_size_a, dim_att, dim_ffn, the low-rank widths dim_decay_lora,
-    dim_aaa_lora, dim_mv_lora, dim_gate_lora (x070), time_mix_extra_dim, time_decay_extra_dim (x060), ctx_len, layers,
+    dim_aaa_lora, dim_mv_lora, dim_gate_lora (x070), time_mix_extra_dim, time_decay_extra_dim (x060), ctx_len, layers, ln0,
     time_state, layer0_value_residual, dtype: as `rwkvtune.inspect_checkpoint` gives them.
     """
 
@@ -29,6 +29,7 @@ class DetectedModelConfig:
     time_decay_extra_dim: int | None = None
     ctx_len: int | None = None
     layers: list | None = None
+    ln0: bool = True
     time_state: bool = False
     layer0_value_residual: bool = False
     dtype: str | None = None
