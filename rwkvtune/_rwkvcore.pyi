@@ -53,6 +53,9 @@ class Model:
     real: str  # "float32" or "float64"
     def init(self, seed: int) -> None:
         """The reference initialisation of every parameter, a function of (seed, parameter name) alone."""
+    @classmethod
+    def describe(cls, config: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """`manifest` of a model of this configuration, without making it: no memory for weights."""
     def manifest(self) -> list[dict[str, Any]]:
         """One row per parameter in checkpoint order: {"name", "shape", "decay": bool, "lr_scale": float, "optional": bool}.
         optional: may be missing from a file because the model never uses it (layer-0 v0, v1, v2)."""
@@ -98,6 +101,11 @@ class Trainer:
         """One optimizer step over (B,T) int32 ids and targets, B cut into micro-batches of micro_bsz rows (the last may be shorter; gradients
         are those of the mean over the whole batch). {"loss", "grad_norm" (before clipping), "bad": None or the first non-finite tensor's name}.
         When bad is set nothing was updated."""
+    def apply(self, loss: float, *, lr: float, weight_decay: float, trainable: Sequence[str] | None = None) -> dict[str, Any]:
+        """The second half of a step: clipping and AdamW with the gradients that are in the model. Returns what `step` does."""
+    def rules(self) -> dict[str, tuple[float, float | None]]:
+        """Parameter name -> (multiple of the learning rate, weight decay); None is the step's weight decay."""
+    def set_rule(self, name: str, lr_scale: float, weight_decay: float | None) -> None: ...
     def plan_and_allocate(self, batch_size: int, ctx_len: int, grad_cp: int) -> dict[str, int]:
         """Allocates everything a step needs (rows of one micro-batch) and returns the sizes, see Model.plan."""
 

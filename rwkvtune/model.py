@@ -292,6 +292,19 @@ class RWKV:
             total += loss
         return total, dstate
 
+    def _gradients_truncated(self, ids, targets, chunk_size, state, l2wrap, grad_cp):
+        """(mean loss, state after the last token); the gradient, cut at the chunks' beginnings, is left in the core."""
+        size, count = _chunk_size(chunk_size), _count(targets)
+        factors = (1.0 / count, _L2WRAP / ids.size if l2wrap else 0.0)
+        total, state = 0.0, to_core(state, self._core, len(ids))
+        with self._gradients_in_use:
+            self._core.zero_gradients()
+            for at in range(0, ids.shape[1], size):
+                x, y = (np.ascontiguousarray(part[:, at : at + size]) for part in (ids, targets))
+                loss, _, state, _ = self._core.forward_backward(x, y, *factors, state, None, grad_cp)
+                total += loss
+        return total / count, RWKVState(state, self._core)
+
     # ---- state ----
 
     def init_state(self, batch_size=1):
@@ -314,9 +327,12 @@ class RWKV:
 
     def set_chunk_size(self, chunk_size):
         """Tokens of a chunk in `forward_chunked` and `loss_and_grads(chunked=...)`, at first 1024.  Raises ValueError."""
-        if isinstance(chunk_size, bool) or not hasattr(chunk_size, "__index__") or chunk_size < 1:
-            raise ValueError(f"chunk_size is {chunk_size!r}; it must be an integer of at least 1")
-        self._chunk_size = int(chunk_size)
+        self._chunk_size = _chunk_size(chunk_size)
+
+    @property
+    def chunk_size(self):
+        """int: what `set_chunk_size` set."""
+        return self._chunk_size
 
     def forward_chunked(self, ids, labels=None):
         """A call in chunks of `set_chunk_size` tokens: same logits and loss, same `ModelOutput`, same errors."""
@@ -383,6 +399,12 @@ def _rebuilt(config, precision, backend, chunk_size, state, weights):
     model.set_chunk_size(chunk_size)
     model.state = None if state is None else RWKVState.from_numpy(state)
     return model
+
+
+def _chunk_size(value):
+    if isinstance(value, bool) or not hasattr(value, "__index__") or value < 1:
+        raise ValueError(f"chunk_size is {value!r}; it must be an integer of at least 1")
+    return int(value)
 
 
 def _squeezed(shape):

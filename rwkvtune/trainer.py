@@ -31,6 +31,14 @@ def _say_once(text):
         print(text, file=sys.stderr)
 
 
+def _rate(name, value, none=False):
+    if none and value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not 0 <= value < 1e38:
+        raise ValueError(f"{name} is {value!r}; it must be a number of at least 0{' or None' if none else ''}")
+    return float(value)
+
+
 class Trainer:
     """A model and its optimizer: AdamW with decoupled decay, gradient clipping, RWKV-LM's parameter groups.
 
@@ -68,6 +76,7 @@ class Trainer:
         self._trainable = self._trained_names()
         self.steps = self.tokens = self._bad_in_a_row = 0
         self.position = {}
+        self._own_rules = {}  # what set_parameter_groups set
 
     def _trained_names(self):
         if self.config.train_type not in ("state", "states"):
@@ -97,6 +106,40 @@ class Trainer:
         """int: steps that changed the weights, Adam's t."""
         return self._core.step_count
 
+    # ---- parameter groups ----
+
+    @property
+    def parameter_rules(self):
+        """dict: parameter name -> (multiple of the learning rate, its weight decay), None being the weight decay of the step."""
+        return self._core.rules()
+
+    def set_parameter_groups(self, groups):
+        """Give parameters their own multiple of the learning rate and their own weight decay, from the next step on.
+
+        groups: iterable of dicts: "params": names; "lr_scale": times the step's learning rate; "weight_decay": a number,
+        or None for the step's.  A key that is missing, and parameters that no group names, keep what they have; so do the
+        moments.  Raises ValueError (a name unknown or in two groups, a number) before anything changes.
+        """
+        now, wanted = self.parameter_rules, {}
+        for group in groups:
+            unknown = set(group) - {"params", "lr_scale", "weight_decay", "name"}
+            if unknown or "params" not in group:
+                raise ValueError(f"a group has the keys params, lr_scale, weight_decay and name, not {sorted(group)}")
+            for name in group["params"]:
+                if name not in now:
+                    raise ValueError(f"the model has no parameter {name!r}")
+                if name in wanted:
+                    raise ValueError(f"parameter {name!r} is in two groups")
+                wanted[name] = (
+                    _rate("lr_scale", group.get("lr_scale", now[name][0])),
+                    _rate("weight_decay", group.get("weight_decay", now[name][1]), none=True),
+                )
+        for name, rule in wanted.items():
+            self._core.set_rule(name, *rule)
+            self._own_rules[name] = rule
+
+    # ---- steps ----
+
     def step(self, ids, targets, lr=None, weight_decay=None):
         """One optimizer step.
 
@@ -113,8 +156,29 @@ class Trainer:
             weight_decay=float(c.weight_decay if weight_decay is None else weight_decay), l2wrap=bool(c.l2wrap),
             grad_cp=c.grad_cp, trainable=self._trainable,
         )  # fmt: skip
+        return self._count_step(ids.size, result)
+
+    def step_chunked(self, ids, targets, chunk_size, state=None, lr=None, weight_decay=None):
+        """One optimizer step on sequences of any length, in memory of one chunk.
+
+        The sequences are run chunk by chunk, the state carried on; no gradient flows back over a chunk's beginning
+        (truncated back-propagation through time).  The gradient is that of the mean over all targets.
+        ids, targets: (B,T), all rows run together.  chunk_size: tokens of a chunk.  state: where the sequences begin
+        (default: their beginning).  lr, weight_decay: as in `step`.
+        Returns (loss, gradient norm, state after the last token).  Errors as in `step`.
+        """
+        ids, targets = ids_and_targets(ids, targets, self.model.config.vocab_size)
+        loss, state = self.model._gradients_truncated(ids, targets, chunk_size, state, self.config.l2wrap, self.config.grad_cp)
+        c = self.config
+        result = self._core.apply(
+            loss, lr=float(c.lr_init if lr is None else lr),
+            weight_decay=float(c.weight_decay if weight_decay is None else weight_decay), trainable=self._trainable,
+        )  # fmt: skip
+        return *self._count_step(ids.size, result), state
+
+    def _count_step(self, tokens, result):
         self.steps += 1
-        self.tokens += ids.size
+        self.tokens += tokens
         if result["bad"] is None:
             self._bad_in_a_row = 0
         else:
@@ -126,7 +190,7 @@ class Trainer:
         text = f"step {self.steps} was skipped: the first number that is not finite is in {bad} (loss {loss})"
         if self._bad_in_a_row >= BAD_STEPS_ALLOWED:
             raise FloatingPointError(f"{text}; {self._bad_in_a_row} such steps in a row, so training stops: {_ADVICE}")
-        warnings.warn(text, RuntimeWarning, stacklevel=3)
+        warnings.warn(text, RuntimeWarning, stacklevel=4)
 
     # ---- state ----
 
@@ -143,6 +207,7 @@ class Trainer:
             "format": STATE_FORMAT, "steps": self.steps, "tokens": self.tokens, "applied_steps": self._core.step_count,
             "bad_in_a_row": self._bad_in_a_row, "position": self.position, "training": self.config.to_dict(),
             "model": self.model.config.to_dict(), "precision": self.model.precision, "backend": self.model.backend,
+            "rules": self._own_rules,
         }  # fmt: skip
         tensors = {"about": np.frombuffer(json.dumps(about).encode(), np.uint8)}
         for kind, values in zip(_KINDS, (self.model.named_parameters(), first, second)):
@@ -160,7 +225,10 @@ class Trainer:
         try:
             model._build(ModelConfig.from_dict(about["model"]), device, about["precision"], about["backend"])
             trainer = cls(model, TrainingConfig.from_dict(about["training"]))
-        except (TypeError, ValueError, OverflowError, RecursionError) as error:
+            trainer.set_parameter_groups(
+                {"params": [name], "lr_scale": rule[0], "weight_decay": rule[1]} for name, rule in about["rules"].items()
+            )
+        except (TypeError, ValueError, LookupError, OverflowError, RecursionError) as error:
             raise FormatError(f"{path}: the description in this trainer's state makes no trainer ({error})") from error
         for kind, values in zip(_KINDS, (model.named_parameters(), *trainer._core.moments())):
             for name, view in values.items():
@@ -179,7 +247,7 @@ def _check_description(about):
     for name in ("steps", "tokens", "applied_steps", "bad_in_a_row"):
         if type(about[name]) is not int or about[name] < 0:
             raise ValueError(f"{name} is {about[name]!r}")
-    for name, kind in (("position", dict), ("model", dict), ("training", dict), ("precision", str), ("backend", str)):
+    for name, kind in (("position", dict), ("model", dict), ("training", dict), ("rules", dict), ("precision", str), ("backend", str)):
         if not isinstance(about[name], kind):
             raise ValueError(f"{name} is {about[name]!r}")
 
@@ -195,6 +263,7 @@ def _read_state(path, verify=False):
         )
     try:
         about = json.loads(tensors["about"].numpy().tobytes())
+        about.setdefault("rules", {})  # states of earlier versions have none
         newer = about["format"] > STATE_FORMAT
         if not newer:
             _check_description(about)

@@ -109,9 +109,7 @@ static PyObject *shape_of(RkTensor t) {
     return shape;
 }
 
-static PyObject *model_manifest(PyObject *op, PyObject *unused) {
-    (void)unused;
-    RkManifest *man = &((RkPyModel *)op)->model.man;
+static PyObject *manifest_rows(const RkManifest *man) {
     PyObject *list = PyList_New(0);
     for (int i = 0; list && i < man->n; i++) {
         const RkParam *p = &man->param[i];
@@ -122,6 +120,28 @@ static PyObject *model_manifest(PyObject *op, PyObject *unused) {
         Py_XDECREF(row);
     }
     return list;
+}
+
+static PyObject *model_manifest(PyObject *op, PyObject *unused) {
+    (void)unused;
+    return manifest_rows(&((RkPyModel *)op)->model.man);
+}
+
+/* Of a class method: what a model of this configuration would consist of. */
+static PyObject *model_describe(PyObject *type, PyObject *dict) {
+    RkPyState *st = rk_py_state_of((PyTypeObject *)type);
+    RkConfig *cfg = PyMem_Malloc(sizeof *cfg);
+    if (!cfg) return PyErr_NoMemory();
+    RkManifest man = {0};
+    PyObject *rows = NULL;
+    if (rk_py_config(dict, st, cfg) == 0) {
+        int rc = rk_config_check(cfg);
+        if (!rc) rc = rk_manifest_build(&man, cfg, RK_F32);
+        rows = rc ? rk_py_raise(st, rc) : manifest_rows(&man);
+    }
+    rk_manifest_free(&man);
+    PyMem_Free(cfg);
+    return rows;
 }
 
 static RkTensor pick_value(void *ctx, int i) { return ((RkManifest *)ctx)->param[i].value; }
@@ -380,6 +400,7 @@ static PyObject *get_real(PyObject *op, void *unused) {
 
 static PyMethodDef methods[] = {
     {"init", model_init, METH_O, "The reference initialisation from a seed."},
+    {"describe", model_describe, METH_O | METH_CLASS, "describe(config): the manifest of such a model, which is not made."},
     {"manifest", model_manifest, METH_NOARGS, "One dict per parameter, in checkpoint order."},
     {"parameters", model_parameters, METH_NOARGS, "name -> writable zero-copy view."},
     {"gradients", model_gradients, METH_NOARGS, "name -> zero-copy view of the gradient."},

@@ -1,6 +1,8 @@
 /* py_trainer.c - rwkvtune._rwkvcore.Trainer: the optimizer step on a Model. */
 #include "py/py_model.h"
 
+#include <math.h>
+
 #include "base/parallel.h"
 #include "train/step.h"
 
@@ -83,6 +85,17 @@ static PyObject *trainer_allocated(PyObject *op, PyObject *unused) {
     return sizes((PyTrainer *)op);
 }
 
+/* Its place in the list, -1 where there is none of this name. */
+static int find_parameter(const RkManifest *man, const char *name) {
+    int at = 0;
+    while (at < man->n && strcmp(man->param[at].name, name)) at++;
+    return at < man->n ? at : -1;
+}
+
+static PyObject *result_of(const RkStep *s) {
+    return Py_BuildValue("{s:d,s:d,s:z}", "loss", s->loss, "grad_norm", s->grad_norm, "bad", s->bad);
+}
+
 /* One byte per parameter: 1 where it is not in `trainable`. NULL with an exception when a name is unknown. */
 static unsigned char *frozen_from(const RkManifest *man, PyObject *trainable) {
     unsigned char *frozen = PyMem_Malloc((size_t)man->n);
@@ -91,9 +104,8 @@ static unsigned char *frozen_from(const RkManifest *man, PyObject *trainable) {
     memset(frozen, 1, (size_t)man->n);
     for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(fast); i++) {
         const char *name = PyUnicode_AsUTF8(PySequence_Fast_GET_ITEM(fast, i));
-        int at = 0;
-        while (name && at < man->n && strcmp(man->param[at].name, name)) at++;
-        if (!name || at == man->n) {
+        int at = name ? find_parameter(man, name) : -1;
+        if (at < 0) {
             if (name) PyErr_Format(PyExc_ValueError, "trainable: the model has no parameter '%s'", name);
             PyMem_Free(frozen);
             Py_DECREF(fast);
@@ -129,7 +141,56 @@ static PyObject *trainer_step(PyObject *op, PyObject *args, PyObject *kwargs) {
     RK_LOCKED(self->model, rc = rk_train_step(&self->trainer, &s));
     PyMem_Free(frozen);
     if (rc) return rk_py_raise(rk_py_state_of(Py_TYPE(op)), rc);
-    return Py_BuildValue("{s:d,s:d,s:z}", "loss", s.loss, "grad_norm", s.grad_norm, "bad", s.bad);
+    return result_of(&s);
+}
+
+static PyObject *trainer_apply(PyObject *op, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"loss", "lr", "weight_decay", "trainable", NULL};
+    PyTrainer *self = (PyTrainer *)op;
+    PyObject *trainable = Py_None;
+    RkStep s = {.weight_decay = self->weight_decay};
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "d|$ddO:apply", names, &s.loss, &s.lr, &s.weight_decay, &trainable)) return NULL;
+    unsigned char *frozen = trainable == Py_None ? NULL : frozen_from(&self->model->model.man, trainable);
+    if (trainable != Py_None && !frozen) return NULL;
+    s.frozen = frozen;
+    int rc;
+    RK_LOCKED(self->model, rc = rk_train_apply(&self->trainer, &s));
+    PyMem_Free(frozen);
+    if (rc) return rk_py_raise(rk_py_state_of(Py_TYPE(op)), rc);
+    return result_of(&s);
+}
+
+static PyObject *trainer_rules(PyObject *op, PyObject *unused) {
+    (void)unused;
+    PyTrainer *self = (PyTrainer *)op;
+    const RkManifest *man = &self->model->model.man;
+    PyObject *dict = PyDict_New();
+    for (int i = 0; dict && i < man->n; i++) {
+        const RkUpdateRule *rule = &self->trainer.rule[i];
+        PyObject *pair = rule->decay < 0 ? Py_BuildValue("(dO)", rule->lr_scale, Py_None)
+                                         : Py_BuildValue("(dd)", rule->lr_scale, rule->decay);
+        if (!pair || PyDict_SetItemString(dict, man->param[i].name, pair) < 0) Py_CLEAR(dict);
+        Py_XDECREF(pair);
+    }
+    return dict;
+}
+
+static PyObject *trainer_set_rule(PyObject *op, PyObject *args) {
+    PyTrainer *self = (PyTrainer *)op;
+    const char *name;
+    RkUpdateRule rule;
+    PyObject *decay;
+    if (!PyArg_ParseTuple(args, "sdO:set_rule", &name, &rule.lr_scale, &decay)) return NULL;
+    rule.decay = decay == Py_None ? -1 : PyFloat_AsDouble(decay);
+    if (PyErr_Occurred()) return NULL;
+    if (!(rule.lr_scale >= 0 && isfinite((float)rule.lr_scale)))
+        return PyErr_SetString(PyExc_ValueError, "lr_scale must be finite and not negative"), NULL;
+    if (decay != Py_None && !(rule.decay >= 0 && isfinite((float)rule.decay)))
+        return PyErr_SetString(PyExc_ValueError, "weight_decay must be finite and not negative, or None"), NULL;
+    int at = find_parameter(&self->model->model.man, name);
+    if (at < 0) return PyErr_Format(PyExc_ValueError, "the model has no parameter '%s'", name), NULL;
+    RK_LOCKED(self->model, self->trainer.rule[at] = rule);
+    Py_RETURN_NONE;
 }
 
 static PyObject *get_step_count(PyObject *op, void *unused) {
@@ -149,6 +210,10 @@ static int set_step_count(PyObject *op, PyObject *value, void *unused) {
 static PyMethodDef methods[] = {
     {"moments", trainer_moments, METH_NOARGS, "(first, second) moments by parameter name, writable views."},
     {"step", (PyCFunction)(void (*)(void))trainer_step, METH_VARARGS | METH_KEYWORDS, "One optimizer step."},
+    {"apply", (PyCFunction)(void (*)(void))trainer_apply, METH_VARARGS | METH_KEYWORDS,
+     "The second half of a step, with the gradients that are in the model."},
+    {"rules", trainer_rules, METH_NOARGS, "Parameter name -> (lr_scale, weight_decay or None)."},
+    {"set_rule", trainer_set_rule, METH_VARARGS, "set_rule(name, lr_scale, weight_decay or None)."},
     {"plan_and_allocate", trainer_plan_and_allocate, METH_VARARGS, "Allocates all that steps of this size need; the sizes."},
     {"allocated", trainer_allocated, METH_NOARGS, "Bytes allocated now."},
     {NULL, NULL, 0, NULL},

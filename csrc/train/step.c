@@ -26,7 +26,12 @@ int rk_trainer_create(RkTrainer *t, RkModel *model) {
     size_t n = (size_t)model->man.n;
     t->m = calloc(n, sizeof *t->m);
     t->v = calloc(n, sizeof *t->v);
-    if (!t->m || !t->v) return rk_trainer_free(t), rk_fail(RK_ENOMEM, "no memory for the list of moments");
+    t->rule = calloc(n, sizeof *t->rule);
+    if (!t->m || !t->v || !t->rule) return rk_trainer_free(t), rk_fail(RK_ENOMEM, "no memory for the list of moments");
+    for (size_t i = 0; i < n; i++) {
+        unsigned flags = model->man.param[i].flags;
+        t->rule[i] = (RkUpdateRule){flags & P_LR2X ? 2 : 1, flags & P_DECAY ? -1 : 0};
+    }
     RkArena a = {0};
     place(t, &a);
     t->bytes = a.used;
@@ -47,6 +52,7 @@ void rk_trainer_free(RkTrainer *t) {
     rk_pages_free(t->memory, t->bytes);
     free(t->m);
     free(t->v);
+    free(t->rule);
     *t = (RkTrainer){0};
 }
 
@@ -115,10 +121,11 @@ static int update(RkTrainer *t, const RkStep *s) {
     double gscale = ratio > 1 ? 1 / ratio : 1, n = (double)(t->steps + 1);
     for (int i = 0; i < man->n; i++) {
         const RkParam *p = &man->param[i];
+        const RkUpdateRule *rule = &t->rule[i];
         if (s->frozen && s->frozen[i]) continue;
         RkAdamW op = {.p = p->value, .g = p->grad, .m = t->m[i], .v = t->v[i], .gscale = gscale,
-                      .lr = s->lr * (p->flags & P_LR2X ? 2 : 1), .beta1 = t->beta1, .beta2 = t->beta2, .eps = t->eps,
-                      .wd = p->flags & P_DECAY ? s->weight_decay : 0, .bias1 = 1 - pow(t->beta1, n),
+                      .lr = s->lr * rule->lr_scale, .beta1 = t->beta1, .beta2 = t->beta2, .eps = t->eps,
+                      .wd = rule->decay < 0 ? s->weight_decay : rule->decay, .bias1 = 1 - pow(t->beta1, n),
                       .bias2 = 1 - pow(t->beta2, n)};
         RK_TRY(t->model->be->adamw_fwd(&op));
     }
@@ -126,16 +133,26 @@ static int update(RkTrainer *t, const RkStep *s) {
     return RK_OK;
 }
 
-int rk_train_step(RkTrainer *t, RkStep *s) {
-    RK_CHECK(s->micro_bsz >= 1, "micro_bsz must be at least 1, not %d", s->micro_bsz);
+static int check_rates(const RkStep *s) {
     RK_CHECK(isfinite((float)s->lr) && s->lr >= 0, "lr must be finite and not negative, not %g", s->lr);
     RK_CHECK(isfinite((float)s->weight_decay) && s->weight_decay >= 0, "weight_decay must be finite and not negative, not %g",
              s->weight_decay);
+    return RK_OK;
+}
+
+int rk_train_apply(RkTrainer *t, RkStep *s) {
+    RK_TRY(check_rates(s));
+    RK_TRY(inspect(t, s));
+    return s->bad ? RK_OK : update(t, s);
+}
+
+int rk_train_step(RkTrainer *t, RkStep *s) {
+    RK_CHECK(s->micro_bsz >= 1, "micro_bsz must be at least 1, not %d", s->micro_bsz);
+    RK_TRY(check_rates(s));
     int64_t counted = 0;
     for (size_t i = 0, n = (size_t)s->B * (size_t)s->T; i < n; i++) counted += s->targets[i] != RK_IGNORE;
     RK_CHECK(counted > 0, "every target is %d: there is nothing to predict", RK_IGNORE);
     rk_model_zero_grads(t->model);
     RK_TRY(accumulate(t, s, counted));
-    RK_TRY(inspect(t, s));
-    return s->bad ? RK_OK : update(t, s);
+    return rk_train_apply(t, s);
 }

@@ -7,6 +7,12 @@
 
 #include "model/model.h"
 
+/* How one parameter is updated, apart from what a step says of all. */
+typedef struct RkUpdateRule {
+    double lr_scale; /* times the step's learning rate */
+    double decay;    /* its weight decay; negative: that of the step */
+} RkUpdateRule;
+
 typedef struct RkTrainer {
     RkModel *model;
     double beta1, beta2, eps, grad_clip; /* grad_clip <= 0: off */
@@ -14,6 +20,7 @@ typedef struct RkTrainer {
     void *memory;                        /* moments, then scratch */
     size_t bytes, moment_bytes;
     RkTensor *m, *v;                     /* per parameter */
+    RkUpdateRule *rule;                  /* per parameter; at first as the manifest's flags say */
     RkTensor partial, norms;             /* float64: scratch of sumsq; one per parameter */
     RkState before, dbefore;             /* of one micro-batch */
 } RkTrainer;
@@ -36,5 +43,9 @@ typedef struct RkStep {
 } RkStep;
 
 int rk_train_step(RkTrainer *t, RkStep *s);
+
+/* The second half of a step: clipping and AdamW with the gradients that are in the model, whoever put them there.
+ * Reads lr, weight_decay, frozen and loss (which must be finite) of s; writes grad_norm and bad. */
+int rk_train_apply(RkTrainer *t, RkStep *s);
 
 #endif
