@@ -22,6 +22,8 @@ _HOME = {
     "create_default_vocab_file": "data.tokenizers", "create_byte_vocab_file": "data.tokenizers",
     "NumpyToJsonlConverter": "data.converters", "JsonlToBinIdxConverter": "data.converters", "DataPipeline": "data.converters",
     "BinIdxDataset": "data.binidx", "MagicPrimeSampler": "data.binidx", "compute_magic_prime": "data.binidx",
+    "HybridModelConfigurator": "hybrid.configurator", "RWKVIntegrator": "hybrid.integrator",
+    "TrainingEngine": "hybrid.engine", "evaluate_sequence_modeling": "hybrid.evaluation",
     "inspect_checkpoint": "checkpoint", "inspect_rwkv_checkpoint": "checkpoint", "load_checkpoint_for_training": "checkpoint",
     "validate_checkpoint_compatibility": "checkpoint", "DetectedModelConfig": "checkpoint", "load_model_config": "configs.model_loader",
     "list_available_models": "configs.model_loader", "print_model_info": "configs.model_loader",

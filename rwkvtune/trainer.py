@@ -73,6 +73,7 @@ class Trainer:
             weight_decay=c.weight_decay,
             grad_clip=c.grad_clip,
         )
+        self._built_on = model._core
         self._trainable = self._trained_names()
         self.steps = self.tokens = self._bad_in_a_row = 0
         self.position = {}
@@ -149,6 +150,7 @@ class Trainer:
         nothing, warns, and names the first bad tensor; the fifth in a row raises FloatingPointError.
         Raises ValueError as a call of the model does.
         """
+        self._check_model()
         ids, targets = ids_and_targets(ids, targets, self.model.config.vocab_size)
         c = self.config
         result = self._core.step(
@@ -167,6 +169,7 @@ class Trainer:
         (default: their beginning).  lr, weight_decay: as in `step`.
         Returns (loss, gradient norm, state after the last token).  Errors as in `step`.
         """
+        self._check_model()
         ids, targets = ids_and_targets(ids, targets, self.model.config.vocab_size)
         loss, state = self.model._gradients_truncated(ids, targets, chunk_size, state, self.config.l2wrap, self.config.grad_cp)
         c = self.config
@@ -175,6 +178,10 @@ class Trainer:
             weight_decay=float(c.weight_decay if weight_decay is None else weight_decay), trainable=self._trainable,
         )  # fmt: skip
         return *self._count_step(ids.size, result), state
+
+    def _check_model(self):
+        if self.model._core is not self._built_on:
+            raise RuntimeError("the model has been prepared for inference since this trainer was made; make a new Trainer on it")
 
     def _count_step(self, tokens, result):
         self.steps += 1

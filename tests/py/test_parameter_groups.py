@@ -33,7 +33,10 @@ def test_first_step_is_adamw_with_each_parameters_own_numbers():
     first, second = names[::3], names[1::3]
     rest_before = {name: rule for name, rule in trainer.parameter_rules.items() if name not in (*first, *second)}
     trainer.set_parameter_groups(
-        [{"params": first, "lr_scale": 1.8, "weight_decay": 0.125}, {"params": second, "lr_scale": 0.5, "weight_decay": None}]
+        [
+            {"params": first, "lr_scale": 1.8, "weight_decay": 0.125},
+            {"params": second, "lr_scale": 0.5, "weight_decay": None},
+        ]
     )
     assert {name: trainer.parameter_rules[name] for name in rest_before} == rest_before
     before, (x, y) = copies(trainer.model), batch()
@@ -45,7 +48,9 @@ def test_first_step_is_adamw_with_each_parameters_own_numbers():
         decay = 0.25 if decay is None else decay
         want = before[name] - LR * scale * (np.sign(gradients[name]) + decay * before[name])
         # float32: rounding of p and of the quotient, each at most 2^-23 of its own size, four operations
-        assert np.allclose(after[name], want, rtol=0, atol=4 * 2.0**-23 * (np.abs(before[name]).max() + LR * scale)), name
+        assert np.allclose(after[name], want, rtol=0, atol=4 * 2.0**-23 * (np.abs(before[name]).max() + LR * scale)), (
+            name
+        )
     assert trainer.parameter_rules[first[0]] == (1.8, 0.125) and trainer.parameter_rules[second[0]] == (0.5, None)
 
 
@@ -93,7 +98,9 @@ def test_wrong_groups_change_nothing(group, words):
     assert trainer.parameter_rules == before
 
 
-@pytest.mark.parametrize("rules", [{"nowhere": [1.0, None]}, {"emb.weight": [-1.0, None]}, {"emb.weight": []}, {"emb.weight": 3}, []])
+@pytest.mark.parametrize(
+    "rules", [{"nowhere": [1.0, None]}, {"emb.weight": [-1.0, None]}, {"emb.weight": []}, {"emb.weight": 3}, []]
+)
 def test_a_state_with_wrong_rules_is_refused(tmp_path, rules):
     trainer = trainer_of()
     trainer.save(tmp_path / "state")
@@ -129,7 +136,9 @@ def test_chunks_give_the_gradient_cut_at_their_beginnings(chunk):
     rules, lr = trainer.parameter_rules, 1e4
     loss, norm, state = trainer.step_chunked(x, y, chunk, lr=lr)
     assert loss == pytest.approx(want_loss, rel=1e-6)
-    assert norm == pytest.approx(math.sqrt(sum(float((g.astype(np.float64) ** 2).sum()) for g in want.values())), rel=1e-5)
+    assert norm == pytest.approx(
+        math.sqrt(sum(float((g.astype(np.float64) ** 2).sum()) for g in want.values())), rel=1e-5
+    )
     for name, value in copies(trainer.model).items():
         step = (before[name] - value) / rules[name][0]
         tolerance = 2.0**-22 * np.abs(before[name]).max() + 1e-4 * np.abs(want[name]).max() + 1e-7
