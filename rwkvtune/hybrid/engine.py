@@ -17,6 +17,7 @@ from .evaluation import evaluate_sequence_modeling, score
 from .groups import ENGINE, setup_groups
 from .integrator import compress_states, rwkv_layers
 from .model_3b_rwkv import RWKVMemoryConfig
+from .runnable import check_settings
 from .settings import positive_int, setting
 from .setup import release_training_memory
 
@@ -62,7 +63,7 @@ class TrainingEngine:
     model: `rwkvtune.RWKV`.  training_config: see `training_config_of`.  model_config, memory_config: settings of the model
     and of memory use (`RWKVMemoryConfig`).  tokenizer: for `evaluate_sequence_modeling`.  optimizer: a `rwkvtune.Trainer`
     on the model; default: a new one when it is first needed.
-    Raises ValueError.
+    Raises ValueError (also a setting that cannot be had, compile_model or cpu_offload for example).
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class TrainingEngine:
     ):
         if not isinstance(model, RWKV):
             raise ValueError(f"model is a {type(model).__name__}; it must be a rwkvtune.RWKV")
+        check_settings(training_config, memory_config)
         self.model, self.tokenizer, self.logger = model, tokenizer, log
         self.model_config = model.config if model_config is None else model_config
         self.memory_config = RWKVMemoryConfig() if memory_config is None else memory_config

@@ -129,6 +129,8 @@ def read_rwkv_weights(path):
         raise FormatError(
             f"{path}: no map of layers in it; it is written by RWKVIntegrator.export_rwkv_weights"
         ) from error
+    if not isinstance(layer_map, dict):
+        raise FormatError(f"{path}: its map of layers is no map")
     return dict(tensors), layer_map
 
 

@@ -6,7 +6,7 @@ from .. import _rwkvcore
 from ..config import ModelConfig
 from ..model import RWKV, _core_backend
 from .configurator import layer_count
-from .runnable import runnable_config
+from .runnable import check_settings, runnable_config
 from .settings import setting
 
 HYBRID = "hybrid_rwkv_transformer"
@@ -26,13 +26,14 @@ def setup_model(
     with their fields; a `ModelConfig` without a configurator is built as it is.  Otherwise: use_rwkv False gives attention
     layers only; attention_mechanism "hybrid_rwkv_transformer" with a hybrid_configurator gives its layers; else all
     layers are RWKV layers.  tokenizer: its vocabulary is the model's where the configuration's is smaller.
-    training_config: accepted for the order of the arguments; a model is the same however it is trained.
+    training_config: a model is the same however it is trained; what cannot be had (compile_model) is refused here already.
     architecture_params: `ffn_hidden_size`.  rwkv_time_mix_ratio and rwkv_att_scale scale the initial token-shift weights
     and the initial read-out of the RWKV layers.
     Returns `rwkvtune.RWKV`.  Raises ValueError (a setting that cannot be had), DeviceError.
     """
     if model_config is None:
         raise ValueError("model_config is None; give a ModelConfig or a ModelConfig3BRWKV")
+    check_settings(training_config)
     config = _choose_layers(model_config, architecture_params, hybrid_configurator)
     if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
         config = config.replace(vocab_size=int(tokenizer.vocab_size))

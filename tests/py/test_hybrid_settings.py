@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hybrid_helpers import byte_tokenizer, needs_attention
 
-from rwkvtune import RWKV, HybridModelConfigurator, ModelConfig
+from rwkvtune import RWKV, HybridModelConfigurator, ModelConfig, TrainingEngine
 from rwkvtune.hybrid import (ModelConfig1BRWKV, ModelConfig3BRWKV, RWKVArchitectureParams, RWKVMemoryConfig, RWKVTrainingEfficiencyConfig,
                              environment_report, model_3b_rwkv, parameter_count, read_environment, runnable_config, settings_report,
                              setup_model)  # fmt: skip
@@ -105,6 +105,18 @@ def test_every_setting_is_accounted_for():
 def test_what_cannot_be_had_is_refused(name, value):
     with pytest.raises(ValueError, match=f"{name} is {value!r}, which cannot be had"):
         runnable_config(ModelConfig3BRWKV(**{name: value}), range(32))
+
+
+@pytest.mark.parametrize(
+    "name, value", [("compile_model", True), ("use_fsdp", True), ("cpu_offload", True), ("use_working_memory", True)]
+)
+def test_what_cannot_be_had_in_training_is_refused(name, value):
+    model, settings = RWKV(ModelConfig(model_type="x070", n_layer=1, n_embd=64, vocab_size=5)), {name: value}
+    refused = f"{name} is True, which cannot be had"
+    for make in (lambda: TrainingEngine(model, settings), lambda: TrainingEngine(model, memory_config=settings),
+                 lambda: setup_model(None, model.config, None, settings)):  # fmt: skip
+        with pytest.raises(ValueError, match=refused):
+            make()
 
 
 def test_sizes_that_do_not_fit():

@@ -226,9 +226,10 @@ def test_export_refuses_and_leaves_the_old_file(tmp_path):
         integrator.model.save(tmp_path / name)
         with pytest.raises(FormatError, match="no map of layers"):
             read_rwkv_weights(tmp_path / name)
-    write_pth(tmp_path / "odd.pth", {"rwkv_layer_map": np.frombuffer(b"{not json", np.uint8)})
-    with pytest.raises(FormatError, match="no map of layers"):
-        read_rwkv_weights(tmp_path / "odd.pth")
+    for text, words in ((b"{not json", "no map of layers"), (b"[1, 2]", "no map")):
+        write_pth(tmp_path / "odd.pth", {"rwkv_layer_map": np.frombuffer(text, np.uint8)})
+        with pytest.raises(FormatError, match=words):
+            read_rwkv_weights(tmp_path / "odd.pth")
 
 
 @pytest.mark.parametrize("layers", RECIPES)
