@@ -139,7 +139,7 @@ def atomic_write(path, mode="wb"):
 
 
 @contextlib.contextmanager
-def _interrupts_wait():
+def interrupts_wait():
     """Ctrl-C during the block takes effect after it."""
     if threading.current_thread() is not threading.main_thread():  # which alone is interrupted
         yield
@@ -205,7 +205,7 @@ class AtomicFiles:
         except OSError as failure:
             raise self._about_target(failure) from failure
         finally:
-            with _interrupts_wait():
+            with interrupts_wait():
                 for temporary, *_ in self._staged:
                     with contextlib.suppress(OSError):
                         os.unlink(temporary)
@@ -225,7 +225,7 @@ class AtomicFiles:
                 os.fsync(file.fileno())
             if mode is not None:
                 os.chmod(temporary, mode)
-        with _interrupts_wait():
+        with interrupts_wait():
             self._rename_all()
         for directory in {os.path.dirname(target) for _, target, _, _ in self._staged}:
             _sync_directory(directory)

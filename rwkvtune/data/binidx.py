@@ -9,6 +9,7 @@ import os
 import numpy as np
 
 from .. import _rwkvcore
+from ..atomic import interrupts_wait
 
 DTYPE_CODES = {1: np.uint8, 2: np.int8, 3: np.int16, 4: np.int32, 5: np.int64, 8: np.uint16}
 
@@ -166,8 +167,9 @@ class BinIdxBuilder:
 
     def stage(self, files):
         """Write what is left and hand both files to `files` (an AtomicFiles), which gives them their names, .idx last."""
-        for ending, temporary in zip((".bin", ".idx"), self._core.seal(), strict=True):
-            files.stage(self.prefix + ending, temporary)
+        with interrupts_wait():  # between one owner of the files and the next
+            for ending, temporary in zip((".bin", ".idx"), self._core.seal(), strict=True):
+                files.stage(self.prefix + ending, temporary)
 
     def abort(self):
         """Remove what was written."""

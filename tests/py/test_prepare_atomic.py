@@ -156,21 +156,26 @@ def test_staged_twice_and_nothing(tmp_path):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 def test_interrupted_command(tmp_path):
-    """Ctrl-C from outside, at many times: a clean end and no temporary file."""
-    source, target = tmp_path / "a.jsonl", tmp_path / "out"
-    command = [sys.executable, "-m", "rwkvtune.cli.prepare", source, target / "t", "--tokenizer", "integer:9", "--n_epochs", "3"]
+    """Ctrl-C from outside, at many times: the old files or the new ones, whole, and no temporary file."""
+    source, target, whole = tmp_path / "a.jsonl", tmp_path / "out", tmp_path / "whole"
+
+    def command(folder):
+        return [sys.executable, "-m", "rwkvtune.cli.prepare", source, folder / "t", "--tokenizer", "integer:9", "--n_epochs", "3"]
+
     source.write_text(json.dumps({"text": "1 2 3"}) + "\n")
-    subprocess.run(command, check=True, capture_output=True)
+    subprocess.run(command(target), check=True, capture_output=True)
     old = visible(target)
     source.write_text((json.dumps({"text": "4 5 6 " * 200}) + "\n") * 10000)
+    subprocess.run(command(whole), check=True, capture_output=True)
+    new = visible(whole)
     for wait in (0, 0.02, 0.05, 0.1, 0.2):
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+        with subprocess.Popen(command(target), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
             while run.poll() is None and not list(target.glob("*.tmp")):
                 time.sleep(0.005)
             time.sleep(wait)
             run.send_signal(signal.SIGINT)
             _, err = run.communicate()
         assert "Traceback" not in err and not list(target.glob(".*")) and not list(target.glob("*.tmp"))
-        if run.returncode == 0:
+        if visible(target) == new:  # the command had done its work, whatever it was ending with
             break
-        assert visible(target) == old
+        assert run.returncode != 0 and visible(target) == old
