@@ -1,27 +1,12 @@
 """What the tests of hybrid models share."""
 
 import numpy as np
-import pytest
 
 from rwkvtune import RWKV, ModelConfig, create_byte_vocab_file
 from rwkvtune.data.tokenizers import GenericTokenizer
-from rwkvtune.hybrid import parameter_count
 
 TEXT = "".join(f"line {i}: the quick brown fox jumps over {i % 7} lazy dogs; " for i in range(60))
-
-
-def core_has(kind):
-    try:
-        parameter_count(ModelConfig(model_type="x070", layers=[kind], n_embd=64, vocab_size=5))
-    except NotImplementedError:
-        return False
-    return True
-
-
-needs_attention = pytest.mark.skipif(not core_has("attention"), reason="this core has no attention layers")
-RECIPES = [
-    recipe for recipe in (["x070", "x070"], ["x070", "attention"], ["attention", "x060"]) if all(map(core_has, recipe))
-]
+RECIPES = [["x070", "x070"], ["x070", "attention"], ["attention", "x060"]]
 
 
 def byte_tokenizer(directory):

@@ -5,7 +5,6 @@ import math
 from types import SimpleNamespace
 
 import pytest
-from hybrid_helpers import needs_attention
 
 import rwkvtune
 from rwkvtune import RWKV, HybridModelConfigurator, ModelConfig
@@ -185,7 +184,6 @@ def test_entries_of_a_recipe_that_fit_stay():
     assert configurator.to_model_config().layers == [recipe[0], "x070", "attention"]
 
 
-@needs_attention
 def test_the_choice_is_the_model():
     configurator = HybridModelConfigurator(
         {"num_layers": 3, "hidden_size": 64, "vocab_size": 11, "num_attention_heads": 2}

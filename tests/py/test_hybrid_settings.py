@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hybrid_helpers import byte_tokenizer, needs_attention
+from hybrid_helpers import byte_tokenizer
 
 from rwkvtune import RWKV, HybridModelConfigurator, ModelConfig, TrainingEngine
 from rwkvtune.hybrid import (ModelConfig1BRWKV, ModelConfig3BRWKV, RWKVArchitectureParams, RWKVMemoryConfig, RWKVTrainingEfficiencyConfig,
@@ -82,7 +82,6 @@ def test_parameters_with_rwkv_layers_only():
     )
 
 
-@needs_attention
 @pytest.mark.parametrize("cls, low, high", [(ModelConfig3BRWKV, 2.5e9, 3.2e9), (ModelConfig1BRWKV, 1.0e9, 1.4e9)])
 def test_labels_are_true(cls, low, high):
     config = HybridModelConfigurator(cls()).to_model_config()
@@ -168,7 +167,6 @@ def test_setup_model_vocabulary_and_own_configuration(tmp_path):
         setup_model(None, tiny(), hybrid_configurator=HybridModelConfigurator({"num_layers": 5}))
 
 
-@needs_attention
 def test_setup_model_of_the_three_kinds():
     configurator = HybridModelConfigurator(tiny(rwkv_layer_indices=[1]))
     hybrid = setup_model(None, configurator.model_config, hybrid_configurator=configurator).config

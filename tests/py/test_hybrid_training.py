@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from hybrid_helpers import RECIPES, TEXT, byte_tokenizer, core_has, small, write_text
+from hybrid_helpers import RECIPES, TEXT, byte_tokenizer, small, write_text
 
 from rwkvtune import RWKV, FormatError, ModelConfig, RWKVIntegrator, Trainer, TrainingConfig, TrainingEngine
 from rwkvtune.checkpoint import write_pth
@@ -55,7 +55,7 @@ PARTS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", [kind for kind in PARTS if core_has(kind)])
+@pytest.mark.parametrize("kind", PARTS)
 def test_every_parameter_is_in_its_part(kind):
     model = RWKV(ModelConfig(model_type="x070", layers=[kind, kind], n_embd=64, vocab_size=5))
     listed = {
@@ -188,9 +188,8 @@ def test_integrator_refuses_what_has_no_rwkv_layers():
         RWKVIntegrator(model="model")
     with pytest.raises(ValueError, match="rwkv_chunk_size is 0"):
         RWKVIntegrator(small(), {"rwkv_chunk_size": 0})
-    if core_has("attention"):
-        with pytest.raises(ValueError, match="no RWKV layer"):
-            RWKVIntegrator(small(["attention"]))
+    with pytest.raises(ValueError, match="no RWKV layer"):
+        RWKVIntegrator(small(["attention"]))
 
 
 @pytest.mark.parametrize("layers", RECIPES)
@@ -259,7 +258,6 @@ def test_apply_rwkv_chunking(tmp_path):
     assert [chunk["reset_state"] for chunk in chunks[:4]] == [True, False, False, True]
 
 
-@pytest.mark.skipif(not core_has("attention"), reason="this core has no attention layers")
 def test_convert_keeps_everything_but_the_new_layers():
     old = small(["attention"] * 4)
     new = convert_to_rwkv(old, [1, 3])
@@ -328,11 +326,8 @@ def test_training_setup_reaches_an_optimizer_that_is_there():
     assert left.training_config.grad_cp == 0 and left.model.chunk_size == 1024
     with pytest.raises(ValueError, match="max_memory_MB is 0"):
         TrainingEngine(small(), PLAIN, memory_config={"max_memory_MB": 0}).optimize_rwkv_training_setup()
-    if core_has("attention"):
-        with pytest.warns(UserWarning, match="no RWKV layer"):
-            assert (
-                TrainingEngine(small(["attention"]), PLAIN).optimize_rwkv_training_setup().training_config.grad_cp == 0
-            )
+    with pytest.warns(UserWarning, match="no RWKV layer"):
+        assert TrainingEngine(small(["attention"]), PLAIN).optimize_rwkv_training_setup().training_config.grad_cp == 0
 
 
 @pytest.mark.parametrize("layers", RECIPES)

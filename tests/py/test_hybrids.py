@@ -3,9 +3,6 @@
 Attention is the only kind of layer whose state grows, so splits, branches, room and gradients of the state get most attention.
 """
 
-import re
-from pathlib import Path
-
 import numpy as np
 import pytest
 from helpers import (
@@ -360,13 +357,6 @@ def test_training_goes_on_from_a_saved_state_bit_for_bit(tmp_path):
     assert straight.step(ids, targets, lr=1e-3) == resumed.step(ids, targets, lr=1e-3)
     for name, value in straight.model.named_parameters().items():
         assert_same_bits(resumed.model.named_parameters()[name], value, name)
-
-
-def test_code_in_the_document_runs(capsys):
-    text = (Path(__file__).resolve().parents[2] / "docs/hybrids.md").read_text()
-    for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
-        exec(compile(code, "docs/hybrids.md", "exec"), {})
-    assert "key_cache" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("recipe", ["gpt", "all kinds"])

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hybrid_helpers import RECIPES, TEXT, core_has, small, write_text
+from hybrid_helpers import RECIPES, TEXT, small, write_text
 
 from rwkvtune import RWKV
 from rwkvtune.hybrid import read_environment
@@ -128,7 +128,6 @@ def test_trains_initial_states_of_given_weights(script, files, tmp_path):
     assert all(model.named_parameters()[f"blocks.{i}.att.time_state"].any() for i in range(2))
 
 
-@pytest.mark.skipif(not core_has("attention"), reason="this core has no attention layers")
 def test_dry_run_of_the_preset_makes_no_model(script, files, capsys, tmp_path):
     assert script.main([*files, "--preset", "3b", "--dry_run"]) == 0
     printed = capsys.readouterr().out
