@@ -5,7 +5,7 @@
 ['blas', 'compiler', 'cpus']
 """
 
-from importlib import import_module
+from .lazy import lazy_names
 
 __version__ = "0.1.0"
 
@@ -30,18 +30,7 @@ _HOME = {
 }  # fmt: skip
 
 __all__ = ["__version__", "info", "set_num_threads", *_HOME]
-
-
-def __getattr__(name):
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f".{_HOME[name]}", __name__), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__():
-    return sorted(set(globals()) | set(__all__))
+__getattr__, __dir__ = lazy_names(__name__, _HOME)
 
 
 def info():

@@ -91,11 +91,4 @@ static int check(const RkDims *d) {
     return RK_OK;
 }
 
-static const RkParamSpec params[] = {PARAMS(RK_PARAM_ROW)};
-static const RkRowSpec saved[] = {SAVED(RK_ROW)}, scratch[] = {SCRATCH(RK_ROW)}, state[] = {STATE(RK_ROW)};
-extern const RkMixer rk_attention_tmix;
-const RkMixer rk_attention_tmix = {
-    .name = "attention_tmix", .fwd = fwd, .bwd = bwd, .check = check,
-    .par = params, .n_par = RK_ROWS(Params), .act = saved, .n_act = RK_ROWS(Saved),
-    .tmp = scratch, .n_tmp = RK_ROWS(Scratch), .state = state, .n_state = RK_ROWS(State),
-};
+RK_MIXER(attention_tmix, .fwd = fwd, .bwd = bwd, .check = check);

@@ -101,6 +101,15 @@ typedef struct RkMixer {
     int (*check)(const RkDims *); /* sizes it cannot work with, beyond what every mixer needs; NULL: none */
 } RkMixer;
 
+/* The end of a mixer's file: rows from its lists PARAMS, SAVED, SCRATCH and STATE, and the mixer rk_<name> itself with its functions. */
+#define RK_MIXER(mixer, ...)                                                                                    \
+    static const RkParamSpec params[] = {PARAMS(RK_PARAM_ROW)};                                                 \
+    static const RkRowSpec saved[] = {SAVED(RK_ROW)}, scratch[] = {SCRATCH(RK_ROW)}, state[] = {STATE(RK_ROW)}; \
+    extern const RkMixer rk_##mixer;                                                                            \
+    const RkMixer rk_##mixer = {                                                                                \
+        .name = #mixer, __VA_ARGS__, .par = params, .n_par = RK_ROWS(Params), .act = saved, .n_act = RK_ROWS(Saved), \
+        .tmp = scratch, .n_tmp = RK_ROWS(Scratch), .state = state, .n_state = RK_ROWS(State)}
+
 extern const RkMixer *const rk_mixers[]; /* NULL-terminated: the only list to edit when a mixer is added */
 const RkMixer *rk_mixer_find(const char *name); /* NULL with a message that lists what there is */
 

@@ -66,11 +66,4 @@ static int bwd(const RkCall *c) {
     return c->be->shift_lerp_bwd(&o.mix);
 }
 
-static const RkParamSpec params[] = {PARAMS(RK_PARAM_ROW)};
-static const RkRowSpec saved[] = {SAVED(RK_ROW)}, scratch[] = {SCRATCH(RK_ROW)}, state[] = {STATE(RK_ROW)};
-extern const RkMixer rk_x070_cmix;
-const RkMixer rk_x070_cmix = {
-    .name = "x070_cmix", .fwd = fwd, .bwd = bwd,
-    .par = params, .n_par = RK_ROWS(Params), .act = saved, .n_act = RK_ROWS(Saved),
-    .tmp = scratch, .n_tmp = RK_ROWS(Scratch), .state = state, .n_state = RK_ROWS(State),
-};
+RK_MIXER(x070_cmix, .fwd = fwd, .bwd = bwd);

@@ -37,6 +37,51 @@ static inline size_t rk_cpu_heads_per_task(size_t H, size_t N) {
     return heads ? heads : 1;
 }
 
+/* An op on (R, H, N) rows whose arguments `op##_rows` turns into the kernels' Rows: the forward takes rows; in the backward heads own
+ * their parameters' gradients, so a task takes heads and walks all rows. */
+#define RK_CPU_HEADS_OP(op, Args, Rows)                                                         \
+    static void op##_task(void *ctx, size_t task) {                                             \
+        const Rows *a = ctx;                                                                    \
+        RkCpuRange rows = rk_cpu_range(task, rk_cpu_rows_per_task(a->H * a->N), a->R);          \
+        rk_k.op##_fwd(a, rows.lo, rows.hi);                                                     \
+    }                                                                                           \
+    static void op##_task_bwd(void *ctx, size_t task) {                                         \
+        const Rows *a = ctx;                                                                    \
+        RkCpuRange heads = rk_cpu_range(task, rk_cpu_heads_per_task(a->H, a->N), a->H);         \
+        rk_k.op##_bwd(a, heads.lo, heads.hi);                                                   \
+    }                                                                                           \
+    int rk_cpu_##op##_fwd(const Args *o) {                                                      \
+        Rows a = op##_rows(o);                                                                  \
+        rk_parallel(rk_cpu_tasks(a.R, rk_cpu_rows_per_task(a.H * a.N)), op##_task, &a);         \
+        return RK_OK;                                                                           \
+    }                                                                                           \
+    int rk_cpu_##op##_bwd(const Args *o) {                                                      \
+        Rows a = op##_rows(o);                                                                  \
+        rk_parallel(rk_cpu_tasks(a.H, rk_cpu_heads_per_task(a.H, a.N)), op##_task_bwd, &a);     \
+        return RK_OK;                                                                           \
+    }
+
+/* An op y = f(x), element by element. */
+#define RK_CPU_FUNCTION_OP(op, Args)                                                                    \
+    static void op##_task(void *ctx, size_t task) {                                                     \
+        const Args *o = ctx;                                                                            \
+        RkCpuRange e = rk_cpu_range(task, RK_CPU_GRAIN, rk_numel(o->x));                                \
+        rk_k.op##_fwd(rk_f32(o->x) + e.lo, rk_f32(o->y) + e.lo, e.hi - e.lo);                           \
+    }                                                                                                   \
+    static void op##_task_bwd(void *ctx, size_t task) {                                                 \
+        const Args *o = ctx;                                                                            \
+        RkCpuRange e = rk_cpu_range(task, RK_CPU_GRAIN, rk_numel(o->x));                                \
+        rk_k.op##_bwd(rk_f32(o->x) + e.lo, rk_f32(o->dy) + e.lo, rk_f32(o->dx) + e.lo, e.hi - e.lo);    \
+    }                                                                                                   \
+    int rk_cpu_##op##_fwd(const Args *o) {                                                              \
+        rk_parallel(rk_cpu_tasks(rk_numel(o->x), RK_CPU_GRAIN), op##_task, (void *)o);                  \
+        return RK_OK;                                                                                   \
+    }                                                                                                   \
+    int rk_cpu_##op##_bwd(const Args *o) {                                                              \
+        rk_parallel(rk_cpu_tasks(rk_numel(o->x), RK_CPU_GRAIN), op##_task_bwd, (void *)o);              \
+        return RK_OK;                                                                                   \
+    }
+
 /* dst[c] += sum over rows of src (R,C). */
 void rk_cpu_column_sums(const float *src, float *dst, size_t R, size_t C);
 

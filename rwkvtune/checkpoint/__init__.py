@@ -14,6 +14,7 @@ Submodules are imported at first use, so that importing the package stays cheap.
 """
 
 from ..atomic import reading
+from ..lazy import lazy_names
 from .detect import detect, inspect_checkpoint
 
 _HOME = {
@@ -34,16 +35,7 @@ _HOME = {
 inspect_rwkv_checkpoint = inspect_checkpoint
 
 __all__ = ["detect", "inspect_checkpoint", "inspect_rwkv_checkpoint", "read_checkpoint", *sorted(_HOME)]
-
-
-def __getattr__(name):
-    from importlib import import_module
-
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f".{_HOME[name]}", __name__), name)
-    globals()[name] = value
-    return value
+__getattr__, __dir__ = lazy_names(__name__, _HOME)
 
 
 def read_checkpoint(path):

@@ -1,6 +1,6 @@
 """Models of RWKV layers and attention layers: which layer is which, training, evaluation; see docs/hybrid.md."""
 
-from importlib import import_module
+from ..lazy import lazy_names
 
 _HOME = {
     "HybridModelConfigurator": "configurator",
@@ -18,15 +18,4 @@ _HOME = {
 }  # fmt: skip
 
 __all__ = list(_HOME)
-
-
-def __getattr__(name):
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f".{_HOME[name]}", __name__), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__():
-    return sorted(set(globals()) | set(__all__))
+__getattr__, __dir__ = lazy_names(__name__, _HOME)

@@ -8,27 +8,4 @@ static RkKeyPrepRows key_prep_rows(const RkKeyPrep *o) {
         .R = (size_t)o->k0.d[0] * (size_t)o->k0.d[1], .H = (size_t)o->k0.d[2], .N = (size_t)o->k0.d[3]};
 }
 
-static void key_prep_task(void *ctx, size_t task) {
-    const RkKeyPrepRows *a = ctx;
-    RkCpuRange rows = rk_cpu_range(task, rk_cpu_rows_per_task(a->H * a->N), a->R);
-    rk_k.key_prep_fwd(a, rows.lo, rows.hi);
-}
-
-int rk_cpu_key_prep_fwd(const RkKeyPrep *o) {
-    RkKeyPrepRows a = key_prep_rows(o);
-    rk_parallel(rk_cpu_tasks(a.R, rk_cpu_rows_per_task(a.H * a.N)), key_prep_task, &a);
-    return RK_OK;
-}
-
-/* Heads own their parameters' gradients: a task takes heads and walks all rows. */
-static void key_prep_task_bwd(void *ctx, size_t task) {
-    const RkKeyPrepRows *a = ctx;
-    RkCpuRange heads = rk_cpu_range(task, rk_cpu_heads_per_task(a->H, a->N), a->H);
-    rk_k.key_prep_bwd(a, heads.lo, heads.hi);
-}
-
-int rk_cpu_key_prep_bwd(const RkKeyPrep *o) {
-    RkKeyPrepRows a = key_prep_rows(o);
-    rk_parallel(rk_cpu_tasks(a.H, rk_cpu_heads_per_task(a.H, a.N)), key_prep_task_bwd, &a);
-    return RK_OK;
-}
+RK_CPU_HEADS_OP(key_prep, RkKeyPrep, RkKeyPrepRows)

@@ -9,27 +9,4 @@ static RkOutGateRows out_gate_rows(const RkOutGate *o) {
         .eps = (float)o->eps};
 }
 
-static void out_gate_task(void *ctx, size_t task) {
-    const RkOutGateRows *a = ctx;
-    RkCpuRange rows = rk_cpu_range(task, rk_cpu_rows_per_task(a->H * a->N), a->R);
-    rk_k.out_gate_fwd(a, rows.lo, rows.hi);
-}
-
-int rk_cpu_out_gate_fwd(const RkOutGate *o) {
-    RkOutGateRows a = out_gate_rows(o);
-    rk_parallel(rk_cpu_tasks(a.R, rk_cpu_rows_per_task(a.H * a.N)), out_gate_task, &a);
-    return RK_OK;
-}
-
-/* Heads own their parameters' gradients: a task takes heads and walks all rows. */
-static void out_gate_task_bwd(void *ctx, size_t task) {
-    const RkOutGateRows *a = ctx;
-    RkCpuRange heads = rk_cpu_range(task, rk_cpu_heads_per_task(a->H, a->N), a->H);
-    rk_k.out_gate_bwd(a, heads.lo, heads.hi);
-}
-
-int rk_cpu_out_gate_bwd(const RkOutGate *o) {
-    RkOutGateRows a = out_gate_rows(o);
-    rk_parallel(rk_cpu_tasks(a.H, rk_cpu_heads_per_task(a.H, a.N)), out_gate_task_bwd, &a);
-    return RK_OK;
-}
+RK_CPU_HEADS_OP(out_gate, RkOutGate, RkOutGateRows)
