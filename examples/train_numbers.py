@@ -11,7 +11,7 @@ def sequences(count, length):
     return (start[:, None] + step[:, None] * np.arange(length)) % 100
 
 
-def main(work_dir="numbers", count=2000, num_epochs=3):
+def main(work_dir="sequences", count=2000, num_epochs=3):
     pipe = RWKVTrainingPipeline(
         work_dir,
         ModelConfig(model_type="x070", n_layer=2, n_embd=128, ctx_len=32),

@@ -7,8 +7,10 @@ IGNORED = -100
 
 def to_array(values, name):
     """`values` as a NumPy array of its own dtype, sharing memory where it can.  Raises ValueError naming `name`."""
+    if np.ma.is_masked(values):
+        raise ValueError(f"{name}: an array with {np.ma.count_masked(values)} masked values; put numbers there with .filled(...)")
     if isinstance(values, np.ndarray):
-        return values
+        return np.asarray(values)
     try:
         if hasattr(values, "__dlpack__") and not hasattr(values, "__array__"):
             return np.from_dlpack(values)

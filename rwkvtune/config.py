@@ -57,7 +57,7 @@ def _check_number(name, value, low=-math.inf, high=math.inf, open_high=False):
     if isinstance(value, bool) or not isinstance(value, (int, float)) and not hasattr(value, "__float__"):
         raise ValueError(f"{name} is {value!r}; it must be a number")
     value = float(value)
-    if not (low <= value <= high) or (open_high and value == high):
+    if math.isinf(value) or not (low <= value <= high) or (open_high and value == high):
         bound = f"at least {low:g}" if math.isinf(high) else f"in [{low:g}, {high:g}{')' if open_high else ']'}"
         raise ValueError(f"{name} is {value:g}; it must be {bound}")
     return value
@@ -383,6 +383,10 @@ class TrainingConfig(_Replace):
                           ("save_every_steps", 0), ("eval_every_steps", 0)):  # fmt: skip
             setattr(self, name, _check_int(name, getattr(self, name), low))
         self.random_seed = _check_int("random_seed", self.random_seed, -(2**63))
+        if not self.adam_eps:
+            raise ValueError("adam_eps is 0; it must be larger, such as 1e-18")
+        if self.grad_cp > 1:
+            raise ValueError(f"grad_cp is {self.grad_cp}; it must be 0 or 1")
         if self.precision not in _PRECISIONS:
             raise ValueError(f"precision is {self.precision!r}; allowed are {', '.join(_PRECISIONS)}")
         if self.train_type not in ("", "normal", "none", "state", "states"):
@@ -412,6 +416,8 @@ class DataConfig(_Replace):
 
     def __post_init__(self):
         self.sequence_length = _check_int("sequence_length", self.sequence_length, 1)
+        if not isinstance(self.shuffle, bool):
+            raise ValueError(f"shuffle is {self.shuffle!r}; it must be True or False")
         self.n_epochs_duplication = _check_int("n_epochs_duplication", self.n_epochs_duplication, 1)
         self.random_seed = _check_int("random_seed", self.random_seed, -(2**63))
         self.val_fraction = _check_number("val_fraction", self.val_fraction, 0.0, 1.0, open_high=True)

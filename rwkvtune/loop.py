@@ -15,6 +15,7 @@ from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 
+from .atomic import interrupts_wait
 from .callbacks import CsvLog, TrainLog
 from .errors import FormatError
 from .plotting import plot_loss
@@ -96,6 +97,9 @@ class TrainingRun:
                  save_dtype="fp32", callbacks=()):  # fmt: skip
         self.trainer, self.batches, self.plan, self.out = trainer, batches, plan, Path(out_dir)
         self.validation, self.arguments, self.how_to_resume = validation, arguments or {}, how_to_resume
+        for callback in callbacks:
+            if isinstance(callback, type):
+                raise ValueError(f"callbacks holds the class {callback.__name__}; give one of its objects, {callback.__name__}(...)")
         self.progress, self.save_dtype, self.callbacks = progress, save_dtype, tuple(callbacks)
         self._stop, self._drawn_at = False, time.monotonic()
         place = trainer.position
@@ -158,7 +162,8 @@ class TrainingRun:
         if steps >= self.plan.total_steps and not (self.out / FINAL_NAME).exists():
             self._save_final()
             self._save_state()
-        self._picture()
+        with interrupts_wait():
+            self._picture()
         if self._stop and self.trainer.steps < self.plan.total_steps:
             print(
                 f"Stopped after step {self.trainer.steps} of {self.plan.total_steps}; everything is saved in {self.out}.",

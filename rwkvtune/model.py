@@ -2,6 +2,7 @@
 
 import math
 import os
+import warnings
 from collections import namedtuple
 from queue import Queue
 from threading import Lock, Thread
@@ -426,11 +427,14 @@ def config_of(tensors, source, **overrides):
                 f"{name} cannot be given for {source}: it is read from the weights; allowed are {', '.join(UNTOLD)}"
             )
     try:
-        return ModelConfig.from_detected(
+        config = ModelConfig.from_detected(
             found, **{name: value for name, value in overrides.items() if value is not None}
         )
     except ValueError as error:
         raise FormatError(f"{source}: {error}") from error
+    if config.kinds == ["attention"] and overrides.get("head_size_a") is None:
+        warnings.warn(f"{source}: weights of attention do not tell its head size; 64 is taken, give head_size_a where it is another", stacklevel=3)
+    return config
 
 
 def _sampling(temperature, top_p, top_k, seed, presence_penalty, frequency_penalty, penalty_decay):

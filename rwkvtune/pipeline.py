@@ -26,7 +26,7 @@ from .prepared_data import (SCRATCH, check_ids, check_name, check_values, copy_f
 from .run_files import INIT_NAME, numbered_weights, weights_by_age
 from .schedule import Schedule
 from .stored_config import StoredConfig, describe_tokenizer, same_tokenizer, tokenizer_from_spec
-from .trainer import Trainer, read_position
+from .trainer import Trainer, check_same_run, read_position
 
 __all__ = ["RWKVTrainingPipeline", "text_documents", "tokenizer_from_spec"]
 
@@ -49,10 +49,10 @@ def _differences(sizes, others):
     return ", ".join(f"{name} is {value}, there {others[name]}" for name, value in sizes.items() if value != others[name])
 
 
-def _count(name, value):
-    """A number of at least 1 as an int.  Raises ValueError."""
-    if isinstance(value, bool) or not hasattr(value, "__index__") or value < 1:
-        raise ValueError(f"{name} is {value!r}; it must be an integer of at least 1")
+def _count(name, value, low=1):
+    """A number of at least `low` as an int.  Raises ValueError."""
+    if isinstance(value, bool) or not hasattr(value, "__index__") or value < low:
+        raise ValueError(f"{name} is {value!r}; it must be an integer of at least {low}")
     return int(value)
 
 
@@ -119,11 +119,13 @@ class RWKVTrainingPipeline:
         """free: no model configuration was given, so the vocabulary follows the tokenizer whatever it was."""
         from .data.tokenizers import IntegerTokenizer
 
+        if isinstance(tokenizer, type):
+            raise ValueError(f"tokenizer is the class {tokenizer.__name__}; give one of its objects, {tokenizer.__name__}(...)")
         missing = [n for n in ("encode", "decode", "vocab_size", "save_vocab") if tokenizer is not None and not hasattr(tokenizer, n)]
         if missing:
             raise ValueError(f"tokenizer, of class {type(tokenizer).__name__}, has no {missing[0]}; derive it from rwkvtune.BaseTokenizer")
         spec = self._state.get("tokenizer")
-        if spec and self.data_prepared:
+        if spec and (self.data_prepared or tokenizer is None and (self.data_dir / "vocab.txt").exists()):
             tokenizer = self._tokenizer_of_data(spec, tokenizer)
         self.tokenizer = tokenizer if tokenizer is not None else IntegerTokenizer(359)
         size = int(self.tokenizer.vocab_size)
@@ -151,7 +153,8 @@ class RWKVTrainingPipeline:
         if not path.exists():
             return
         try:
-            run = ModelConfig.from_dict(read_position(path)["model"])
+            position = read_position(path)
+            run, training = ModelConfig.from_dict(position["model"]), TrainingConfig.from_dict(position["training"])
         except (ValueError, TypeError) as error:
             raise FormatError(f"{error}; delete it to start this run afresh") from error
         here, there = (_sizes(config) | {"ctx_len": config.ctx_len} for config in (self.model_config, run))
@@ -160,6 +163,7 @@ class RWKVTrainingPipeline:
             wrong = "its layers, widths or head_size_divisor"
         if wrong:
             raise ValueError(f"{self.work_dir} holds a run of another model ({wrong}); use its sizes, or another work_dir")
+        check_same_run(training, self.training_config)
 
     def _stored_config(self):
         return StoredConfig(self.model_config, self.training_config, self.data_config, self.wandb_project, self._state)
@@ -176,6 +180,11 @@ class RWKVTrainingPipeline:
     def data_prepared(self):
         """bool: the files that training reads are there."""
         return bool(self._state) and all(Path(f"{self.data_prefix}.{end}").exists() for end in ("bin", "idx"))
+
+    def _data_missing(self):
+        """str: which file of the data that were prepared is gone; "" where none is."""
+        missing = [f"{self.data_prefix}.{end}" for end in ("bin", "idx") if self._state and not Path(f"{self.data_prefix}.{end}").exists()]
+        return f"{' and '.join(missing)}: not there any more; put the file back, or prepare the data anew" if missing else ""
 
     @property
     def data_prefix(self):
@@ -261,12 +270,16 @@ class RWKVTrainingPipeline:
         The end-of-document token then stands for the blank line between documents.
         Returns as `prepare_data`.  Raises OSError, ValueError (no text; a character the tokenizer has no token for).
         """
+        if isinstance(text, str) and "\n" not in text and len(text) < 4096 and os.path.isfile(text):
+            raise ValueError(f"text is {text!r}, the name of a file; give pathlib.Path({text!r}) to read it")
         if isinstance(text, Path):
             try:
                 with reading(text):
-                    text = text.read_text(encoding="utf-8")
+                    text = text.read_text(encoding="utf-8-sig")
             except UnicodeDecodeError as error:
                 raise FormatError(f"{text}: not UTF-8 text ({error})") from error
+        if not isinstance(text, str):
+            raise ValueError(f"text is a {type(text).__name__}; it must be a str, or the pathlib.Path of a file")
         documents = text_documents(text, document_chars)
         if not documents:
             raise ValueError("the text holds no paragraph")
@@ -290,6 +303,9 @@ class RWKVTrainingPipeline:
         from .data.binidx import BinIdxDataset, MagicPrimeSampler
 
         prefix = os.path.abspath(os.path.expanduser(binidx_prefix))
+        root, ending = os.path.splitext(prefix)
+        if ending in (".bin", ".idx") and not os.path.exists(prefix + ".bin"):  # the name of one of the two files
+            prefix = root
         for kind in ("bin", "idx"):
             if not os.path.exists(f"{prefix}.{kind}"):
                 raise FileNotFoundError(f"{kind.capitalize()} file not found: {prefix}.{kind}")
@@ -309,11 +325,10 @@ class RWKVTrainingPipeline:
         return self._prepared(None)
 
     @contextlib.contextmanager
-    def _preparation(self, name=None):
+    def _preparation(self, *names):
         """(AtomicFiles, a directory for what is needed until then); the old data stay until all of the new are there."""
-        if name is not None:
+        for name in names:
             check_name(name, self.data_config.val_fraction)
-        old = self._state
         with RunLock(self.work_dir):
             if (self.output_dir / STATE_NAME).exists():
                 raise RuntimeError(
@@ -323,8 +338,8 @@ class RWKVTrainingPipeline:
             try:
                 with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=self.data_dir) as scratch, AtomicFiles() as files:
                     yield files, Path(scratch)
-            except BaseException:
-                self._state = old
+            except BaseException:  # which can come behind the moment in which the new files took their names
+                self._state = StoredConfig.read(self.config_path).data_state
                 raise
 
     def _stage(self, files, parts, source, name, n_epochs=None):
@@ -421,14 +436,14 @@ class RWKVTrainingPipeline:
         Raises RuntimeError (no data, a run is there already, another process trains here), ValueError, OSError,
         FloatingPointError.
         """
-        num_epochs = _count("num_epochs", num_epochs)
+        num_epochs, max_steps = _count("num_epochs", num_epochs), _count("max_steps", max_steps, 0)
         check_runnable(self.model_config)
         with RunLock(self.work_dir):
             self._check_run(continue_training)
             if data is not None:
                 self.prepare_data(data)
             if not self.data_prepared:
-                raise RuntimeError("Either provide data or call prepare_data() first")
+                raise RuntimeError(self._data_missing() or "Either provide data or call prepare_data() first")
             return self._train(num_epochs, continue_training, max_steps, how_to_resume, callbacks)
 
     def train_from_checkpoint(self, checkpoint_path, num_epochs=100, auto_detect=True, override_config=None, callbacks=()):
@@ -610,5 +625,8 @@ class RWKVTrainingPipeline:
 
         if not self._state.get("validation"):
             return None
-        with BinIdxDataset(str(self.data_dir / "val")) as dataset:
-            return dataset.stream().copy()
+        try:
+            with BinIdxDataset(str(self.data_dir / "val")) as dataset:
+                return dataset.stream().copy()
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{error.filename}, the held-out data, is not there any more; put the file back") from error

@@ -94,12 +94,7 @@ class Trainer:
 
         config: `TrainingConfig`.  Raises ValueError where it changes what the moments and the order of samples rest on.
         """
-        for name in _FIXED:
-            old, new = getattr(self.config, name), getattr(config, name)
-            if old != new:
-                raise ValueError(
-                    f"{name} is {new!r} but the run to continue has {old!r}; it cannot change within a run"
-                )
+        check_same_run(self.config, config)
         self.config = config
 
     @property
@@ -281,6 +276,14 @@ def _read_state(path, verify=False):
             f"{path} was written by a newer version of rwkvtune (format {about['format']}, this one reads {STATE_FORMAT})"
         )
     return tensors, about
+
+
+def check_same_run(before, now):
+    """Raises ValueError where a `TrainingConfig` changes what the moments and the order of samples of a run rest on."""
+    for name in _FIXED:
+        old, new = getattr(before, name), getattr(now, name)
+        if old != new:
+            raise ValueError(f"{name} is {new!r} but the run to continue has {old!r}; it cannot change within a run")
 
 
 def read_position(path):

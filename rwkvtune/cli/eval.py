@@ -4,6 +4,7 @@ The input is one stream of tokens after an end-of-document token, read and score
 along, so that memory does not depend on its size.  Lines of JSONL give the stream `rwkvtune prepare --no_shuffle` would.
 """
 
+import codecs
 import json
 import math
 import os
@@ -39,6 +40,8 @@ def text_ids(path, tokenizer, advance):
             at, data = file.tell(), file.read(max(_READ, 4 * longest)) + file.readline()
             advance(len(data))
             done = not data
+            if not at and data.startswith(codecs.BOM_UTF8):  # no more part of the text than in training data
+                data = data[len(codecs.BOM_UTF8) :]
             try:
                 data.decode("utf-8")
                 ids = tokenizer.encodeBytes(rest + data)

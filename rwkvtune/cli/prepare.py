@@ -1,6 +1,7 @@
 """rwkvtune prepare: text, JSONL, CSV or numbers into the bin/idx files that training reads."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -117,6 +118,13 @@ def run(args):
     from ..data.binidx import compute_magic_prime
     from ..data.converters import JsonlToBinIdxConverter, make_parent
 
+    if os.path.isdir(args.output) or args.output.endswith("/") or not args.output:
+        raise ValueError(f"OUTPUT is {args.output!r}, a directory; give a name in it, such as {os.path.join(args.output, 'train')}")
+    for name in ("ctx_len", "sequence_length", "n_epochs"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"--{name} is {getattr(args, name)}; it must be at least 1")
+    if args.document_chars < 0:
+        raise ValueError(f"--document_chars is {args.document_chars}; it must be at least 0")
     prefix = Path(args.output)
     make_parent(prefix)
     vocab_path, jsonl_path = (prefix.parent / f"{prefix.name}{ending}" for ending in (".vocab.txt", ".jsonl"))

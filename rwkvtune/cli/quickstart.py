@@ -54,7 +54,7 @@ def source_text(path):
         if not Path(path).exists():
             raise FileNotFoundError(f"text not found: {path}")
         try:
-            return Path(path).read_text(encoding="utf-8"), str(path)
+            return Path(path).read_text(encoding="utf-8-sig"), str(path)
         except UnicodeDecodeError as error:
             raise ValueError(f"{path} is not UTF-8 text ({error})") from None
     try:

@@ -5,7 +5,10 @@ A default of None is decided after parsing: by --model_config where one is given
 
 import sys
 
+from ..config import VERSIONS
+
 SIZES = ("vocab_size", "n_layer", "n_embd", "dim_att", "dim_ffn", "head_size_a", "dim_att_lora", "dim_gate_lora", "dim_mv_lora")  # fmt: skip
+_FRESH_VERSION = "x070"
 _FRESH = {"n_layer": 6, "n_embd": 512, "head_size_a": 64}
 # flag: (default, field of the model configuration that replaces it)
 _RECOMMENDED = {"ctx_len": (1024, "recommended_ctx_len"), "micro_bsz": (12, "recommended_batch_size"),
@@ -69,7 +72,7 @@ def _model_flags(group):
     add("--default_arch", default="rwkv7", help="architecture that completes a short name")
     add("--load_model", default="", help="weights to start from; '' or 0 = model_file of --model_config, else rwkv-init.pth")  # fmt: skip
     add("--load_partial", type=int, default=0, choices=(0, 1), help="1 = tensors the weights lack are initialised")
-    add("--my_testing", default="x070", choices=("x052", "x060", "x070"), help="version of a new model")
+    add("--my_testing", choices=VERSIONS, help=f"version of a new model (default: {_FRESH_VERSION})")
     add("--vocab_size", type=int, default=0, help="0 = that of the weights or of --model_config")
     for name, words in (("n_layer", "layers"), ("n_embd", "channels")):
         add(f"--{name}", type=int, help=f"{words} (default: {_FRESH[name]}, or as --model_config says)")
@@ -144,3 +147,7 @@ def settle(args, config):
     for name, (default, _) in WITHOUT_EFFECT.items():
         if getattr(args, name) is None:
             setattr(args, name, default)
+    args.version_asked, args.my_testing = args.my_testing, args.my_testing or _FRESH_VERSION
+    for name, low in (("epoch_steps", 0), ("epoch_count", 0), ("epoch_begin", 0), ("my_exit", 1), ("magic_prime", 0)):
+        if getattr(args, name) < low:
+            raise ValueError(f"--{name} is {getattr(args, name)}; it must be at least {low}")

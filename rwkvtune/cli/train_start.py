@@ -139,6 +139,11 @@ def check_sizes(args, config, found):
     wanted = {name: (value, f"--{name}") for name, value in explicit_sizes(args).items()}
     for name, value in (config.to_train_config_dict() if config else {}).items():
         wanted.setdefault(name, (value, f"{name} of {config.config_source}"))
+    if args.version_asked and args.version_asked not in found.kinds:
+        raise ValueError(
+            f"--my_testing is {args.version_asked} but the weights to go on with are {' and '.join(found.kinds)}; leave it out, or use"
+            " another --proj_dir or other weights"
+        )
     told = found.to_dict()  # 0 where the weights do not tell, e.g. the value width of a single layer
     for name, (value, whose) in wanted.items():
         if told[name] not in (0, value):

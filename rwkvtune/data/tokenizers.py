@@ -233,7 +233,9 @@ class IntegerTokenizer(_CoreTokenizer):
     _noun = "Value"
 
     def __init__(self, max_value=359, vocab_file=None):
-        self.max_value = max_value if vocab_file is None else self._read_max_value(vocab_file)
+        if isinstance(max_value, bool) or not hasattr(max_value, "__index__"):
+            raise ValueError(f"max_value is {max_value!r}; it must be an integer")
+        self.max_value = int(max_value) if vocab_file is None else self._read_max_value(vocab_file)
         self._core = _rwkvcore.IntegerTokenizer(self.max_value, self._noun)
 
     @staticmethod

@@ -6,6 +6,7 @@ import zlib
 import numpy as np
 
 from ..arrays import IGNORED, token_ids
+from ..atomic import reading
 from .chunking import ChunkedLoader, targets_of
 from .settings import positive_int, setting
 
@@ -19,8 +20,10 @@ def encode_files(tokenizer, file_path):
     pieces = []
     for path in paths:
         try:
-            with open(path, encoding="utf-8") as file:
+            with reading(path), open(path, encoding="utf-8-sig") as file:
                 text = file.read()
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"text file not found: {path}") from error
         except UnicodeDecodeError as error:
             raise ValueError(f"{path}: not UTF-8 text ({error})") from error
         if pieces:

@@ -111,7 +111,7 @@ def _texts(args, texts):
 
 
 def _read_texts(path):
-    with open(path, encoding="utf-8") as file:
+    with open(path, encoding="utf-8-sig") as file:
         try:
             texts = json.load(file)
         except ValueError as error:

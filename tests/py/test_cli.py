@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -492,3 +493,24 @@ def test_train_refuses(capsys, files, tmp_path):
     assert "nowhere" in failure(capsys, *train_argv(files, tmp_path, "--data_file", str(tmp_path / "nowhere")))
     assert "--vocab_size" in failure(capsys, *train_argv(files, tmp_path, "--vocab_size", "0"))
     assert "lr_init" in failure(capsys, *train_argv(files, tmp_path, "--lr_init", "-1"))
+
+
+def test_prepare_checks_its_arguments_first(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("t.txt").write_text("one\n\ntwo")
+    Path("d").mkdir()
+    for output in ("", "d", "d/", "new/"):
+        assert "a directory; give a name in it" in failure(capsys, "prepare", "t.txt", output)
+    for flag in ("--ctx_len", "--sequence_length", "--n_epochs"):
+        assert f"{flag} is 0; it must be at least 1" in failure(capsys, "prepare", "t.txt", "d/t", flag, 0)
+    assert "--document_chars is -1" in failure(capsys, "prepare", "t.txt", "d/t", "--document_chars", -1)
+    assert sorted(os.listdir()) == ["d", "t.txt"] and not os.listdir("d")
+
+
+def test_eval_without_the_byte_order_mark(capsys, files, tmp_path):
+    (tmp_path / "bom.txt").write_bytes(b"\xef\xbb\xbf" + (files / "text.txt").read_bytes())
+    found = []
+    for path in (files / "text.txt", tmp_path / "bom.txt"):
+        assert main(["eval", str(files / "m.pth"), "--vocab", str(files / "vocab.txt"), "--text", str(path), "--max_tokens", "50"]) == 0
+        found.append(capsys.readouterr().out.split("loss", 1)[1])
+    assert found[0] == found[1]

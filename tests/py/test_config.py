@@ -131,6 +131,9 @@ def test_model_config_refuses(values, words):
         ({"micro_bsz": 0}, ("micro_bsz", "0")),
         ({"precision": "int4"}, ("precision", "'int4'", "bf16")),
         ({"train_type": "lora"}, ("train_type", "'lora'")),
+        ({"lr_final": float("inf")}, ("lr_final", "inf")),
+        ({"adam_eps": 0}, ("adam_eps", "larger")),
+        ({"grad_cp": 2}, ("grad_cp", "0 or 1")),
     ],
 )
 def test_training_config_refuses(values, words):

@@ -437,3 +437,6 @@ def test_a_file_of_attention_needs_its_head_size(tmp_path):
     with pytest.raises(FormatError, match="head_size_a is 64"):
         RWKV.load(tmp_path / "gpt.pth")
     assert RWKV.load(tmp_path / "gpt.pth", head_size_a=16).config.layer_list()[0]["n_kv_head"] == 2
+    RWKV(ModelConfig(layers=["attention"], n_embd=64, vocab_size=5, head_size_a=32)).save(tmp_path / "fits.pth")
+    with pytest.warns(UserWarning, match="64 is taken, give head_size_a"):
+        RWKV.load(tmp_path / "fits.pth")

@@ -442,3 +442,82 @@ def test_what_is_stored_is_valid_json_of_the_documented_form(tmp_path):
             "precision", "strategy"} <= set(stored["training"])  # fmt: skip
     assert {"sequence_length", "n_epochs_duplication"} <= set(stored["data"])
     assert {"name", "total_tokens", "num_items", "dtype", "tokenizer"} <= set(stored["data_state"])
+
+
+# ---- what cannot change, is gone, or is no argument ----
+
+
+@pytest.mark.parametrize("change", [{"micro_bsz": 8}, {"beta1": 0.5}])
+def test_a_refused_training_setting_is_not_stored(tmp_path, change):
+    new(tmp_path).train(DATA, num_epochs=1)
+    before = contents(tmp_path)
+    with pytest.raises(ValueError, match="cannot change within a run"):
+        RWKVTrainingPipeline(tmp_path, training_config=QUICK.replace(**change))
+    assert contents(tmp_path) == before
+    assert RWKVTrainingPipeline(tmp_path).train(num_epochs=2, continue_training=True)["status"] == "finished"
+
+
+def test_data_that_are_gone_are_named_and_nothing_is_forgotten(tmp_path):
+    new(tmp_path, top=99).prepare_data(DATA)
+    (tmp_path / "data" / "train.idx").rename(tmp_path / "away")
+    before = contents(tmp_path)
+    pipe = RWKVTrainingPipeline(tmp_path)
+    assert pipe.tokenizer.vocab_size == 101 and contents(tmp_path) == before
+    with pytest.raises(RuntimeError, match="train.idx: not there any more"):
+        pipe.train(num_epochs=1)
+    (tmp_path / "away").rename(tmp_path / "data" / "train.idx")
+    assert RWKVTrainingPipeline(tmp_path).train(max_steps=2)["status"] == "finished"
+
+
+def test_interrupt_behind_the_new_names_leaves_no_old_description(tmp_path, monkeypatch):
+    pipe = new(tmp_path)
+    pipe.prepare_data(DATA)
+    real = tempfile.TemporaryDirectory.__exit__
+
+    def interrupted(self, *error):
+        real(self, *error)
+        if Path(self.name).parent == tmp_path / "data":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(tempfile.TemporaryDirectory, "__exit__", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        pipe.prepare_data(np.concatenate([DATA, DATA]))
+    monkeypatch.undo()
+    assert pipe.my_exit_tokens == RWKVTrainingPipeline(tmp_path).my_exit_tokens == 2 * 3 * 30 * 41
+    assert pipe.train(max_steps=2)["status"] == "finished"
+
+
+@pytest.mark.parametrize("steps", [-1, 1.5, True, "3"])
+def test_lengths_of_a_run_are_checked_first(tmp_path, steps):
+    with pytest.raises(ValueError, match="max_steps is .*at least 0"):
+        new(tmp_path).train(DATA, max_steps=steps)
+    assert not list((tmp_path / "data").iterdir())
+
+
+def test_arguments_of_a_wrong_kind(tmp_path):
+    (tmp_path / "b.txt").write_bytes(b"\xef\xbb\xbf1 2\n\n3")
+    pipe = new(tmp_path / "work")
+    for wrong, words in ((None, "NoneType"), (b"1", "bytes"), (str(tmp_path / "b.txt"), "the name of a file")):
+        with pytest.raises(ValueError, match=words):
+            pipe.prepare_text(wrong)
+    with pytest.raises(ValueError, match="data_name is None"):
+        pipe.prepare_data(DATA, None)
+    with pytest.raises(ValueError, match="tokenizer is the class IntegerTokenizer"):
+        RWKVTrainingPipeline(tmp_path / "other", tokenizer=IntegerTokenizer)
+    for value in (9.5, "9", True):
+        with pytest.raises(ValueError, match="max_value is .* an integer"):
+            IntegerTokenizer(value)
+    with pytest.raises(ValueError, match="callbacks holds the class Path"):
+        pipe.train(DATA, max_steps=1, callbacks=[Path])
+    masked = np.ma.array(DATA, mask=np.zeros_like(DATA, bool))
+    masked[0, :3] = np.ma.masked
+    with pytest.raises(ValueError, match="3 masked values"):
+        new(tmp_path / "masked").prepare_data(masked)
+    pipe = new(tmp_path / "text")
+    pipe.prepare_text(tmp_path / "b.txt")
+    assert (tmp_path / "text" / "data" / "train.jsonl").read_text() == '{"text": "1 2"}\n{"text": "3"}\n'
+
+
+def test_the_name_of_one_of_two_files_serves(tmp_path):
+    prefix = new(tmp_path / "a").prepare_data(DATA)["binidx_prefix"]
+    assert new(tmp_path / "b").use_existing_data(f"{prefix}.bin")["binidx_prefix"] == prefix

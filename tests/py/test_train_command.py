@@ -431,3 +431,15 @@ def test_script_by_size(place, data):
     done = run_script("train_with_config.sh", place, data, "./c.json", "w.pth")
     assert done.returncode == 0 and "✓ Model weights: w.pth\n" in done.stdout, done.stderr
     assert "usage" in run_script("train_with_config.sh", place, data).stderr
+
+
+def test_another_version_than_the_weights(capsys, place, data):
+    train(capsys, *small(data, "--train_stage", "1", "--my_testing", "x070"))
+    err = train(capsys, *small(data, "--train_stage", "3", "--my_testing", "x060", "--my_exit_tokens", "256"), code=2).err
+    assert "--my_testing is x060 but the weights to go on with are x070" in err
+
+
+@pytest.mark.parametrize("flag", ["--epoch_count", "--epoch_steps", "--epoch_begin", "--my_exit", "--magic_prime"])
+def test_negative_lengths(capsys, place, data, flag):
+    assert f"{flag} is -1; it must be at least" in train(capsys, *small(data, flag, -1), code=2).err
+    assert not (place / "out").exists()
