@@ -14,6 +14,7 @@ from .arrays import IGNORED, ids_and_targets, to_array, token_ids
 from .config import ModelConfig
 from .errors import DeviceError, FormatError
 from .state import RWKVState, rows_to_arrays, to_core
+from .state_codec import check_encoding
 
 _BACKENDS = ("cpu", "ref")
 _PRECISIONS = ("fp32", "bf16", "fp16", "fp64")
@@ -120,7 +121,7 @@ class RWKV:
             ) from error
         self._chunk_size = 1024
         self._gradients_in_use = Lock()
-        self.state = None
+        self._state_compression = self._state = None
 
     def _round_weights(self):
         """Weights to the nearest numbers of the model's precision."""
@@ -138,9 +139,10 @@ class RWKV:
 
     def __reduce__(self):
         """Copies and pickles are models of their own: configuration, weights and `state`, nothing else is kept."""
-        state = None if self.state is None else self.state.to_numpy()
+        state = None if self.state is None else self.state.detached()
         weights = {name: value.copy() for name, value in self.named_parameters().items()}
-        return _rebuilt, (self.config.to_dict(), self.precision, self.backend, self._chunk_size, state, weights)
+        settings = (self._chunk_size, self._state_compression, state)
+        return _rebuilt, (self.config.to_dict(), self.precision, self.backend, settings, weights)
 
     # ---- weights ----
 
@@ -271,17 +273,18 @@ class RWKV:
         size = self._chunk_size if chunked else ids.shape[1]
         with self._gradients_in_use:
             self._core.zero_gradients()
-            total, dstate = self._backward(ids, targets, factors, start, size, chunked == "full")
+            if chunked == "truncated":
+                total, _, dstate = self._cut_backward(ids, targets, factors, start, size)
+            else:
+                total, dstate = self._backward(ids, targets, factors, start, size)
             grads = {name: value.copy() for name, value in self._core.gradients().items()}
         if state is not None:
             grads.update({f"state.{name}": value for name, value in rows_to_arrays(dstate.rows()).items()})
         return total / count, grads
 
-    def _backward(self, ids, targets, factors, start, size, through):
-        """(sum of the loss, gradient of the initial state); chunks run from the last to the first.
-
-        through: the gradient of a chunk's initial state enters the chunk before; otherwise it is dropped.
-        """
+    def _backward(self, ids, targets, factors, start, size):
+        """(sum of the loss, gradient of the initial state); chunks run from the last to the first, each handing the
+        gradient of its initial state to the one before."""
         pieces = [slice(at, at + size) for at in range(0, ids.shape[1], size)]
         states = [start]
         for piece in pieces[:-1]:
@@ -289,32 +292,85 @@ class RWKV:
         total, dstate = 0.0, None
         for piece, before in zip(reversed(pieces), reversed(states)):
             x, y = np.ascontiguousarray(ids[:, piece]), np.ascontiguousarray(targets[:, piece])
-            loss, _, _, dstate = self._core.forward_backward(x, y, *factors, before, dstate if through else None)
+            loss, _, _, dstate = self._core.forward_backward(x, y, *factors, before, dstate)
             total += loss
         return total, dstate
 
-    def _gradients_truncated(self, ids, targets, chunk_size, state, l2wrap, grad_cp):
-        """(mean loss, state after the last token); the gradient, cut at the chunks' beginnings, is left in the core."""
+    def _cut_backward(self, ids, targets, factors, state, size, grad_cp=0):
+        """(sum of the loss, state after the last token, gradient of the initial state as the first chunk sees it).
+
+        Chunks run from the first to the last; of each only the state it leaves behind is kept.
+        """
+        total, dstate = 0.0, None
+        for at in range(0, ids.shape[1], size):
+            x, y = (np.ascontiguousarray(part[:, at : at + size]) for part in (ids, targets))
+            loss, _, state, dbefore = self._core.forward_backward(x, y, *factors, state, None, grad_cp)
+            total, dstate = total + loss, dbefore if dstate is None else dstate
+        return total, state, dstate
+
+    def _gradients_truncated(self, ids, targets, chunk_size, state, l2wrap, grad_cp, micro_bsz=None):
+        """(mean loss, state after the last token); the gradient, cut at the chunks' beginnings, is left in the core.
+
+        micro_bsz: so many rows at a time, from the beginning of their texts, and the state is None; default: all together.
+        """
         size, count = _chunk_size(chunk_size), _count(targets)
         factors = (1.0 / count, _L2WRAP / ids.size if l2wrap else 0.0)
-        total, state = 0.0, to_core(state, self._core, len(ids))
+        total, start, rows = 0.0, to_core(state, self._core, len(ids)), micro_bsz or len(ids)
         with self._gradients_in_use:
             self._core.zero_gradients()
-            for at in range(0, ids.shape[1], size):
-                x, y = (np.ascontiguousarray(part[:, at : at + size]) for part in (ids, targets))
-                loss, _, state, _ = self._core.forward_backward(x, y, *factors, state, None, grad_cp)
+            for at in range(0, len(ids), rows):
+                part = slice(at, at + rows)
+                loss, after, _ = self._cut_backward(ids[part], targets[part], factors, start, size, grad_cp)
                 total += loss
-        return total / count, RWKVState(state, self._core)
+        return total / count, None if micro_bsz else RWKVState(after, self._core)
 
     # ---- state ----
 
     def init_state(self, batch_size=1):
-        """`RWKVState` of `batch_size` sequences before their first token."""
+        """`RWKVState` of `batch_size` sequences before their first token: zeros, or the trained initial states."""
+        if isinstance(batch_size, bool) or not hasattr(batch_size, "__index__") or not 1 <= batch_size < 2**31:
+            raise ValueError(f"batch_size is {batch_size!r}; it must be an integer of at least 1")
         return RWKVState(self._core.new_state(int(batch_size)), self._core)
 
     def reset_state(self, batch_size=1):
         """Sets `model.state` to `init_state(batch_size)`; the attribute is for you, no method reads it."""
         self.state = self.init_state(batch_size)
+
+    @property
+    def state(self):
+        """`RWKVState` or None (at first): a place to keep one, which also takes a dict of arrays.  No method reads it."""
+        return self._state
+
+    @state.setter
+    def state(self, value):
+        if value is not None and not isinstance(value, RWKVState):
+            value = RWKVState.from_numpy(value)
+        self._state = None if value is None else self._kept(value)
+
+    def enable_state_compression(self, dtype="fp16"):
+        """Keep states in fewer bytes: those that `process_with_state` returns, and `model.state`.
+
+        dtype: "fp16", "bf16" or "int8", see `RWKVState.compressed`.  Numbers are rounded where one call hands the state to
+        the next; within a call, in `forward_chunked`, in training and in `generate` nothing is.
+        Returns the model.  Raises ValueError.
+        """
+        self._state_compression = check_encoding(dtype)
+        self.state = self._state
+        return self
+
+    def disable_state_compression(self):
+        """Keep states as they are again; `model.state` gets plain arrays.  Returns the model."""
+        self._state_compression = None
+        self._state = None if self._state is None else self._state.decompressed()
+        return self
+
+    @property
+    def state_compression(self):
+        """None, or the dtype that `enable_state_compression` set."""
+        return self._state_compression
+
+    def _kept(self, state):
+        return state.compressed(self._state_compression) if self._state_compression else state
 
     def process_with_state(self, ids, state=None):
         """Continue sequences.  ids: (B,T), (T,) or one integer, T >= 1.  state: None = the beginning.
@@ -324,7 +380,7 @@ class RWKV:
         """
         ids = token_ids(ids, self.config.vocab_size)
         logits, after = self._core.forward(ids, to_core(state, self._core, len(ids)), "all")
-        return logits, RWKVState(after, self._core)
+        return logits, self._kept(RWKVState(after, self._core))
 
     def set_chunk_size(self, chunk_size):
         """Tokens of a chunk in `forward_chunked` and `loss_and_grads(chunked=...)`, at first 1024.  Raises ValueError."""
@@ -391,14 +447,13 @@ class RWKV:
         return self._core.plan(int(batch_size), int(ctx_len or self.config.ctx_len), bool(training), int(grad_cp))
 
 
-def _rebuilt(config, precision, backend, chunk_size, state, weights):
+def _rebuilt(config, precision, backend, settings, weights):
     """The model of `RWKV.__reduce__`."""
     model = RWKV.__new__(RWKV)
     model._build(ModelConfig.from_dict(config), "cpu", precision, backend)
     for name, view in model.named_parameters().items():
         view[...] = weights[name]
-    model.set_chunk_size(chunk_size)
-    model.state = None if state is None else RWKVState.from_numpy(state)
+    model._chunk_size, model._state_compression, model._state = settings
     return model
 
 

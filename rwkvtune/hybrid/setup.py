@@ -87,5 +87,5 @@ def release_training_memory(model):
         view[...] = model.named_parameters()[name]
     model._core = core
     if model.state is not None:
-        model.state = type(model.state).from_numpy(model.state.to_numpy())
+        model.state = model.state.detached()
     return model
