@@ -347,7 +347,9 @@ class TrainingConfig(_Replace):
     float32 whichever it is and says so.  strategy: accepted, one device needs none.  epoch_save: checkpoint every so
     many epochs.  save_every_steps, save_every_seconds: how often the resume state is written, 0 = not on that account.
     eval_every_steps: validation loss every so many steps, 0 = at each checkpoint.  random_seed: of the initialisation
-    and of sampling; negative = a fresh one, recorded.  train_type: "" or "states" (trains the initial states only).
+    and of sampling; negative = a fresh one, recorded.  train_type: "", "states" (trains the initial states only) or
+    "infctx" (samples of any length in memory of chunk_ctx tokens: the state is carried through the sample, gradients are
+    cut every chunk_ctx tokens, 512).
     Raises ValueError naming the field, its value and what is allowed.
     """
 
@@ -372,6 +374,7 @@ class TrainingConfig(_Replace):
     save_every_steps: int = 0
     save_every_seconds: float = 60.0
     eval_every_steps: int = 0
+    chunk_ctx: int = 512
 
     def __post_init__(self):
         for name in ("lr_init", "lr_final", "adam_eps", "weight_decay", "grad_clip", "save_every_seconds"):
@@ -380,7 +383,7 @@ class TrainingConfig(_Replace):
             setattr(self, name, _check_number(name, getattr(self, name), 0.0, 1.0, open_high=True))
         self.weight_decay_final = _check_number("weight_decay_final", self.weight_decay_final)
         for name, low in (("micro_bsz", 1), ("accumulate_grad_batches", 1), ("grad_cp", 0), ("warmup_steps", -1), ("epoch_save", 0),
-                          ("save_every_steps", 0), ("eval_every_steps", 0)):  # fmt: skip
+                          ("save_every_steps", 0), ("eval_every_steps", 0), ("chunk_ctx", 1)):  # fmt: skip
             setattr(self, name, _check_int(name, getattr(self, name), low))
         self.random_seed = _check_int("random_seed", self.random_seed, -(2**63))
         if not self.adam_eps:
@@ -389,8 +392,12 @@ class TrainingConfig(_Replace):
             raise ValueError(f"grad_cp is {self.grad_cp}; it must be 0 or 1")
         if self.precision not in _PRECISIONS:
             raise ValueError(f"precision is {self.precision!r}; allowed are {', '.join(_PRECISIONS)}")
-        if self.train_type not in ("", "normal", "none", "state", "states"):
-            raise ValueError(f"train_type is {self.train_type!r}; allowed are '' and 'states'")
+        if self.train_type not in ("", "normal", "none", "state", "states", "infctx"):
+            raise ValueError(f"train_type is {self.train_type!r}; allowed are '', 'states' and 'infctx'")
+
+    def tokens_at_once(self, ctx_len):
+        """int: tokens of a sample of `ctx_len` that a training step holds at a time."""
+        return min(self.chunk_ctx, ctx_len) if self.train_type == "infctx" else ctx_len
 
     @property
     def batch_size(self):

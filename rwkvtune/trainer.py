@@ -140,7 +140,8 @@ class Trainer:
         """One optimizer step.
 
         ids, targets: (B,T) as in a call of the model; B rows are run in micro-batches of config.micro_bsz, the gradient
-        is that of the mean over all.  lr: default config.lr_init.  weight_decay: default config.weight_decay.
+        is that of the mean over all.  With train_type "infctx" T may be as long as you like: rows are run in chunks of
+        config.chunk_ctx tokens as in `step_chunked`.  lr: default config.lr_init.  weight_decay: default config.weight_decay.
         Returns (loss, gradient norm before clipping), both float.  A step whose loss or gradient is not finite changes
         nothing, warns, and names the first bad tensor; the fifth in a row raises FloatingPointError.
         Raises ValueError as a call of the model does.
@@ -148,6 +149,9 @@ class Trainer:
         self._check_model()
         ids, targets = ids_and_targets(ids, targets, self.model.config.vocab_size)
         c = self.config
+        if c.train_type == "infctx":
+            loss, _ = self.model._gradients_truncated(ids, targets, c.chunk_ctx, None, c.l2wrap, c.grad_cp, c.micro_bsz)
+            return self._apply(loss, ids.size, lr, weight_decay)
         result = self._core.step(
             ids, targets, micro_bsz=min(c.micro_bsz, len(ids)), lr=float(c.lr_init if lr is None else lr),
             weight_decay=float(c.weight_decay if weight_decay is None else weight_decay), l2wrap=bool(c.l2wrap),
@@ -167,12 +171,16 @@ class Trainer:
         self._check_model()
         ids, targets = ids_and_targets(ids, targets, self.model.config.vocab_size)
         loss, state = self.model._gradients_truncated(ids, targets, chunk_size, state, self.config.l2wrap, self.config.grad_cp)
+        return *self._apply(loss, ids.size, lr, weight_decay), state
+
+    def _apply(self, loss, tokens, lr, weight_decay):
+        """The second half of a step: clipping and AdamW with the gradient that is in the core."""
         c = self.config
         result = self._core.apply(
             loss, lr=float(c.lr_init if lr is None else lr),
             weight_decay=float(c.weight_decay if weight_decay is None else weight_decay), trainable=self._trainable,
         )  # fmt: skip
-        return *self._count_step(ids.size, result), state
+        return self._count_step(tokens, result)
 
     def _check_model(self):
         if self.model._core is not self._built_on:

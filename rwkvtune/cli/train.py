@@ -32,7 +32,8 @@ def training_config(args):
     from ..config import TrainingConfig
 
     names = ("lr_init", "lr_final", "micro_bsz", "grad_cp", "precision", "warmup_steps", "beta1", "beta2", "adam_eps", "weight_decay",
-             "weight_decay_final", "epoch_save", "grad_clip", "accumulate_grad_batches", "train_type", "save_every_seconds")  # fmt: skip
+             "weight_decay_final", "epoch_save", "grad_clip", "accumulate_grad_batches", "train_type", "save_every_seconds",
+             "chunk_ctx")  # fmt: skip
     return TrainingConfig(random_seed=max(0, args.random_seed), **{name: getattr(args, name) for name in names})
 
 

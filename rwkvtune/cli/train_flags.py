@@ -117,7 +117,9 @@ def _optimizer_flags(group):
     add("--grad_clip", type=float, default=1.0, help="largest norm of the gradient, 0 = no limit")
     add("--grad_cp", type=int, default=0, help="1 = recompute activations, less memory")
     add("--precision", default="fp32", choices=("fp32", "tf32", "bf16", "fp16"), help="type of the weights written; the CPU computes in fp32")  # fmt: skip
-    add("--train_type", default="", choices=("", "states"), help="states = train initial states only")
+    add("--train_type", default="", choices=("", "none", "state", "states", "infctx"),
+        help="state or states = train initial states only; infctx = samples of any length in memory of --chunk_ctx tokens")  # fmt: skip
+    add("--chunk_ctx", type=int, default=512, help="with infctx: tokens after which gradients are cut; the state goes on")
 
 
 def explicit_sizes(args):
@@ -139,6 +141,7 @@ def settle(args, config):
     for name, (default, field) in _RECOMMENDED.items():
         if getattr(args, name) is None:
             setattr(args, name, getattr(config, field) if config else default)
+    args.train_type = {"none": "", "state": "states"}.get(args.train_type, args.train_type)  # RWKV-PEFT's names
     if args.lr_final is None:
         args.lr_final = min(_LR_FINAL, args.lr_init)
     given = [name for name in WITHOUT_EFFECT if getattr(args, name) is not None]

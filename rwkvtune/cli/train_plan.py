@@ -153,7 +153,7 @@ def show_plan(model_config, config, start, plan=None, data="", done=0):
     plan: `RunPlan`, None = no training.  data: one line about the data.  done: steps done before.
     """
     ctx_len = plan.schedule.ctx_len if plan else model_config.ctx_len
-    model, parameters, sizes = _sizes(model_config, config.micro_bsz, ctx_len, config.grad_cp)
+    model, parameters, sizes = _sizes(model_config, config.micro_bsz, config.tokens_at_once(ctx_len), config.grad_cp)
     lines = {"model": model_config.summary(), "parameters": f"{parameters:,}", "start": start}
     if plan:
         free = available_memory()
