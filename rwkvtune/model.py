@@ -20,6 +20,7 @@ _BACKENDS = ("cpu", "ref")
 _PRECISIONS = ("fp32", "bf16", "fp16", "fp64")
 UNTOLD = ("ctx_len", "head_size_divisor", "head_size_a", "rope")  # of a ModelConfig, what weights do not tell
 _L2WRAP = 1e-4
+_TIME_STATE = "att.time_state"
 _PROMPT_CHUNK = 1024  # tokens of a prompt read at a time, so that its length does not cost memory
 
 
@@ -147,26 +148,31 @@ class RWKV:
     # ---- weights ----
 
     @classmethod
-    def load(cls, path, device="cpu", precision="fp32", backend="cpu", config=None, **overrides):
+    def load(cls, path, device="cpu", precision="fp32", backend="cpu", config=None, time_state=None, **overrides):
         """A model from a weight file; version and sizes are read from its tensors.
 
         path: `.pth` (as torch or RWKV-LM write it) or `.safetensors`.  device, precision, backend: as in `RWKV`.
         overrides: what weights do not tell: ctx_len, head_size_divisor, head_size_a and rope of attention layers.
         config: a ModelConfig that the file must fit, instead of reading the sizes from it.
+        time_state: a second file, whose trained initial states (blocks.N.att.time_state, one per RWKV layer, (H, value, key))
+        the model begins its texts from; saving the model merges the two.
         Raises FileNotFoundError, FormatError (not a weight file; tensors missing, unexpected or misshapen, all named).
         """
         from .checkpoint import read_checkpoint
 
         if not os.path.exists(path):
             raise FileNotFoundError(f"weights not found: {path}")
-        tensors = read_checkpoint(path)
+        tensors, source = read_checkpoint(path), path
+        if time_state is not None:
+            tensors, source = {**tensors, **_initial_states(time_state, tensors)}, f"{path} with {time_state}"
+            config = None if config is None else config.replace(time_state=True)
         if config is None:
-            config = config_of(tensors, path, **overrides)
+            config = config_of(tensors, source, **overrides)
         elif overrides:
             raise ValueError(f"give either config or {', '.join(overrides)}, not both")
         model = cls.__new__(cls)
         model._build(config, device, precision, backend)
-        model._fill(tensors, path)
+        model._fill(tensors, source)
         model._round_weights()
         return model
 
@@ -209,6 +215,20 @@ class RWKV:
         path: ends in `.pth` (torch.load reads it) or `.safetensors`.  dtype: "fp32", "bf16", "fp16"; default: the
         model's precision.  Raises ValueError (path, dtype), OSError with the path.
         """
+        self._write(path, self.named_parameters(), dtype)
+
+    def save_time_state(self, path, dtype=None):
+        """Write the initial states alone: blocks.N.att.time_state of every RWKV layer, (H, value, key), as RWKV-LM and
+        RWKV-PEFT name and lay them out.
+
+        path, dtype: as in `save`.  Raises ValueError (also a model without initial states), OSError with the path.
+        """
+        states = {name: value for name, value in self.named_parameters().items() if name.endswith(_TIME_STATE)}
+        if not states:
+            raise ValueError("the model has no initial states; ModelConfig(time_state=True) or RWKV.load(..., time_state=FILE) makes them")
+        self._write(path, states, dtype)
+
+    def _write(self, path, tensors, dtype):
         from .checkpoint import write_pth, write_safetensors
 
         writers = {".pth": write_pth, ".safetensors": write_safetensors}
@@ -218,7 +238,7 @@ class RWKV:
                 f"path is {os.fspath(path)!r}; its ending decides the format and must be .pth or .safetensors"
             )
         writers[ending](
-            path, self.named_parameters(), dtype=dtype or (None if self.precision == "fp64" else self.precision)
+            path, tensors, dtype=dtype or (None if self.precision == "fp64" else self.precision)
         )
 
     def named_parameters(self):
@@ -455,6 +475,24 @@ def _rebuilt(config, precision, backend, settings, weights):
         view[...] = weights[name]
     model._chunk_size, model._state_compression, model._state = settings
     return model
+
+
+def _initial_states(path, base):
+    """The initial states in a weight file, of state tuning or of a whole model, for the tensors `base` of a model.
+
+    Raises FileNotFoundError, FormatError.
+    """
+    from .checkpoint import read_checkpoint
+
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"initial states not found: {path}")
+    states = {name: tensor for name, tensor in read_checkpoint(path).items() if name.endswith(_TIME_STATE)}
+    if not states:
+        raise FormatError(f"{path} holds no initial states; they are called blocks.N.{_TIME_STATE}")
+    for name in states:
+        if name.replace(_TIME_STATE, "ln1.weight") not in base:
+            raise FormatError(f"{path}: {name} is of a layer that the model does not have; it belongs to a larger one")
+    return states
 
 
 def _chunk_size(value):

@@ -64,6 +64,7 @@ class Trainer:
             )
         if model.precision in ("bf16", "fp16"):
             model.precision = "fp32"  # from the first step on the weights are float32 numbers
+        self._trainable = self._trained_names()
         c = self.config
         self._core = _rwkvcore.Trainer(
             model._core,
@@ -72,9 +73,9 @@ class Trainer:
             eps=c.adam_eps,
             weight_decay=c.weight_decay,
             grad_clip=c.grad_clip,
+            trainable=self._trainable,
         )
         self._built_on = model._core
-        self._trainable = self._trained_names()
         self.steps = self.tokens = self._bad_in_a_row = 0
         self.position = {}
         self._own_rules = {}  # what set_parameter_groups set

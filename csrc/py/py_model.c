@@ -23,7 +23,9 @@ PyObject *rk_py_view(RkTensor t, PyObject *owner, int writable) {
 PyObject *rk_py_named(RkPyModel *m, RkPyPick pick, void *ctx, PyObject *owner) {
     PyObject *dict = PyDict_New();
     for (int i = 0; dict && i < m->model.man.n; i++) {
-        PyObject *view = rk_py_view(pick(ctx, i), owner, 1);
+        RkTensor t = pick(ctx, i);
+        if (!t.p) continue; /* the moments of a parameter that is frozen */
+        PyObject *view = rk_py_view(t, owner, 1);
         if (!view || PyDict_SetItemString(dict, m->model.man.param[i].name, view) < 0) Py_CLEAR(dict);
         Py_XDECREF(view);
     }

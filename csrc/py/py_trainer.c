@@ -13,24 +13,55 @@ typedef struct {
     double weight_decay;
 } PyTrainer;
 
+/* Its place in the list, -1 where there is none of this name. */
+static int find_parameter(const RkManifest *man, const char *name) {
+    int at = 0;
+    while (at < man->n && strcmp(man->param[at].name, name)) at++;
+    return at < man->n ? at : -1;
+}
+
+/* One byte per parameter: 1 where it is not in `trainable`. NULL with an exception when a name is unknown. */
+static unsigned char *frozen_from(const RkManifest *man, PyObject *trainable) {
+    unsigned char *frozen = PyMem_Malloc((size_t)man->n);
+    PyObject *fast = frozen ? PySequence_Fast(trainable, "trainable must be a sequence of parameter names") : NULL;
+    if (!fast) return PyMem_Free(frozen), NULL;
+    memset(frozen, 1, (size_t)man->n);
+    for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(fast); i++) {
+        const char *name = PyUnicode_AsUTF8(PySequence_Fast_GET_ITEM(fast, i));
+        int at = name ? find_parameter(man, name) : -1;
+        if (at < 0) {
+            if (name) PyErr_Format(PyExc_ValueError, "trainable: the model has no parameter '%s'", name);
+            PyMem_Free(frozen);
+            Py_DECREF(fast);
+            return NULL;
+        }
+        frozen[at] = 0;
+    }
+    Py_DECREF(fast);
+    return frozen;
+}
+
 static PyObject *trainer_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"model", "beta1", "beta2", "eps", "weight_decay", "grad_clip", NULL};
-    PyObject *model;
+    static char *names[] = {"model", "beta1", "beta2", "eps", "weight_decay", "grad_clip", "trainable", NULL};
+    PyObject *model, *trainable = Py_None;
     double beta1 = 0.9, beta2 = 0.99, eps = 1e-18, weight_decay = 0, grad_clip = 1;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$ddddd:Trainer", names, &model, &beta1, &beta2, &eps, &weight_decay,
-                                     &grad_clip))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$dddddO:Trainer", names, &model, &beta1, &beta2, &eps, &weight_decay,
+                                     &grad_clip, &trainable))
         return NULL;
     RkPyState *st = rk_py_state_of(type);
     if (!PyObject_TypeCheck(model, st->model)) return PyErr_SetString(PyExc_ValueError, "model must be a Model"), NULL;
     if (!(beta1 >= 0 && beta1 < 1 && beta2 >= 0 && beta2 < 1))
         return PyErr_Format(PyExc_ValueError, "beta1 and beta2 must be in [0, 1)"), NULL;
     if (!((float)eps > 0)) return PyErr_SetString(PyExc_ValueError, "eps must be greater than 0 in float32 too (1e-38 is)"), NULL;
+    unsigned char *frozen = trainable == Py_None ? NULL : frozen_from(&((RkPyModel *)model)->model.man, trainable);
+    if (trainable != Py_None && !frozen) return NULL;
     PyTrainer *self = (PyTrainer *)type->tp_alloc(type, 0);
-    if (!self) return NULL;
+    if (!self) return PyMem_Free(frozen), NULL;
     self->model = (RkPyModel *)Py_NewRef(model);
     self->weight_decay = weight_decay;
     int rc;
-    RK_LOCKED(self->model, rc = rk_trainer_create(&self->trainer, &self->model->model));
+    RK_LOCKED(self->model, rc = rk_trainer_create(&self->trainer, &self->model->model, frozen));
+    PyMem_Free(frozen);
     if (rc) {
         Py_DECREF(self);
         return rk_py_raise(st, rc);
@@ -85,36 +116,8 @@ static PyObject *trainer_allocated(PyObject *op, PyObject *unused) {
     return sizes((PyTrainer *)op);
 }
 
-/* Its place in the list, -1 where there is none of this name. */
-static int find_parameter(const RkManifest *man, const char *name) {
-    int at = 0;
-    while (at < man->n && strcmp(man->param[at].name, name)) at++;
-    return at < man->n ? at : -1;
-}
-
 static PyObject *result_of(const RkStep *s) {
     return Py_BuildValue("{s:d,s:d,s:z}", "loss", s->loss, "grad_norm", s->grad_norm, "bad", s->bad);
-}
-
-/* One byte per parameter: 1 where it is not in `trainable`. NULL with an exception when a name is unknown. */
-static unsigned char *frozen_from(const RkManifest *man, PyObject *trainable) {
-    unsigned char *frozen = PyMem_Malloc((size_t)man->n);
-    PyObject *fast = frozen ? PySequence_Fast(trainable, "trainable must be a sequence of parameter names") : NULL;
-    if (!fast) return PyMem_Free(frozen), NULL;
-    memset(frozen, 1, (size_t)man->n);
-    for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(fast); i++) {
-        const char *name = PyUnicode_AsUTF8(PySequence_Fast_GET_ITEM(fast, i));
-        int at = name ? find_parameter(man, name) : -1;
-        if (at < 0) {
-            if (name) PyErr_Format(PyExc_ValueError, "trainable: the model has no parameter '%s'", name);
-            PyMem_Free(frozen);
-            Py_DECREF(fast);
-            return NULL;
-        }
-        frozen[at] = 0;
-    }
-    Py_DECREF(fast);
-    return frozen;
 }
 
 static PyObject *trainer_step(PyObject *op, PyObject *args, PyObject *kwargs) {
@@ -224,7 +227,7 @@ static PyGetSetDef getset[] = {
 };
 static PyType_Slot slots[] = {
     {Py_tp_new, trainer_new}, {Py_tp_dealloc, trainer_dealloc}, {Py_tp_methods, methods}, {Py_tp_getset, getset},
-    {Py_tp_doc, "Trainer(model, beta1=, beta2=, eps=, weight_decay=, grad_clip=): moments and steps."}, {0, NULL},
+    {Py_tp_doc, "Trainer(model, beta1=, beta2=, eps=, weight_decay=, grad_clip=, trainable=): moments and steps."}, {0, NULL},
 };
 static PyType_Spec spec = {"rwkvtune._rwkvcore.Trainer", sizeof(PyTrainer), 0, Py_TPFLAGS_DEFAULT, slots};
 

@@ -6,12 +6,13 @@
 
 /* ---- memory ---- */
 
-static void place(RkTrainer *t, RkArena *a) {
+static void place(RkTrainer *t, RkArena *a, const unsigned char *frozen) {
     RkManifest *man = &t->model->man;
     size_t longest = 1;
     for (int i = 0; i < man->n; i++) {
         RkTensor p = man->param[i].value;
         if (rk_numel(p) > longest) longest = rk_numel(p);
+        if (frozen && frozen[i]) continue;
         t->m[i] = rk_arena_take(a, p.dtype, p.d);
         t->v[i] = rk_arena_take(a, p.dtype, p.d);
     }
@@ -21,7 +22,7 @@ static void place(RkTrainer *t, RkArena *a) {
     t->norms = rk_arena_take(a, RK_F64, n);
 }
 
-int rk_trainer_create(RkTrainer *t, RkModel *model) {
+int rk_trainer_create(RkTrainer *t, RkModel *model, const unsigned char *frozen) {
     *t = (RkTrainer){.model = model, .beta1 = 0.9, .beta2 = 0.99, .eps = 1e-18, .grad_clip = 1};
     size_t n = (size_t)model->man.n;
     t->m = calloc(n, sizeof *t->m);
@@ -33,12 +34,12 @@ int rk_trainer_create(RkTrainer *t, RkModel *model) {
         t->rule[i] = (RkUpdateRule){flags & P_LR2X ? 2 : 1, flags & P_DECAY ? -1 : 0};
     }
     RkArena a = {0};
-    place(t, &a);
+    place(t, &a, frozen);
     t->bytes = a.used;
     t->memory = rk_pages_alloc(a.used);
     if (!t->memory) return rk_trainer_free(t), rk_fail(RK_ENOMEM, "no memory for the moments: %zu MiB", a.used >> 20);
     a = (RkArena){t->memory, 0, t->bytes};
-    place(t, &a);
+    place(t, &a, frozen);
     return rk_model_need_grads(model);
 }
 
@@ -123,6 +124,7 @@ static int update(RkTrainer *t, const RkStep *s) {
         const RkParam *p = &man->param[i];
         const RkUpdateRule *rule = &t->rule[i];
         if (s->frozen && s->frozen[i]) continue;
+        RK_CHECK(t->m[i].p, "%s has no moments: this trainer was made with it frozen", p->name);
         RkAdamW op = {.p = p->value, .g = p->grad, .m = t->m[i], .v = t->v[i], .gscale = gscale,
                       .lr = s->lr * rule->lr_scale, .beta1 = t->beta1, .beta2 = t->beta2, .eps = t->eps,
                       .wd = rule->decay < 0 ? s->weight_decay : rule->decay, .bias1 = 1 - pow(t->beta1, n),

@@ -19,13 +19,14 @@ typedef struct RkTrainer {
     int64_t steps;                       /* applied so far: Adam's t */
     void *memory;                        /* moments, then scratch */
     size_t bytes, moment_bytes;
-    RkTensor *m, *v;                     /* per parameter */
+    RkTensor *m, *v;                     /* per parameter; without memory where it is frozen for good */
     RkUpdateRule *rule;                  /* per parameter; at first as the manifest's flags say */
     RkTensor partial, norms;             /* float64: scratch of sumsq; one per parameter */
     RkState before, dbefore;             /* of one micro-batch */
 } RkTrainer;
 
-int rk_trainer_create(RkTrainer *t, RkModel *model);
+/* frozen: per parameter, 1 = never updated, which needs no moments; NULL: none. */
+int rk_trainer_create(RkTrainer *t, RkModel *model, const unsigned char *frozen);
 void rk_trainer_free(RkTrainer *t);
 
 /* Allocates what steps of this size need, so that no step allocates; only a last micro-batch of fewer rows makes its

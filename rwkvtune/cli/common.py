@@ -9,6 +9,9 @@ from pathlib import Path
 def model_options(parser):
     """The arguments of every command that loads a model."""
     parser.add_argument("model", help="a .pth or .safetensors file, or a work directory (its newest checkpoint)")
+    parser.add_argument(
+        "--time_state", default="", help="file of trained initial states (blocks.N.att.time_state) that texts begin from"
+    )
     parser.add_argument("--vocab", default="", help="vocabulary file; a work directory brings its own")
     parser.add_argument(
         "--precision", default="fp32", choices=("fp32", "bf16", "fp16"), help="type the weights are rounded to"
@@ -36,7 +39,10 @@ def load_model(args):
     open_weights(path)
     ctx_len = stored["model"].get("ctx_len") if stored else None
     tokenizer = _tokenizer(args.vocab, stored, directory)
-    model = RWKV.load(path, precision=args.precision, backend=args.backend, **({"ctx_len": ctx_len} if ctx_len else {}))
+    if args.time_state:
+        open_weights(args.time_state)
+    model = RWKV.load(path, precision=args.precision, backend=args.backend, time_state=args.time_state or None,
+                      **({"ctx_len": ctx_len} if ctx_len else {}))  # fmt: skip
     if tokenizer is not None and tokenizer.vocab_size > model.config.vocab_size:
         raise ValueError(
             f"the vocabulary {args.vocab or directory} has {tokenizer.vocab_size} ids, but {path} knows {model.config.vocab_size}:"
