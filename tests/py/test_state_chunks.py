@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from helpers import assert_same_bits, assert_within, small_model, some_ids
 
-from rwkvtune import RWKV, ModelConfig, RWKVState, Trainer, TrainingConfig
+from rwkvtune import RWKV, IntegerTokenizer, ModelConfig, RWKVState, Trainer, TrainingConfig
 
 V = 67
 ARCHITECTURES = {
@@ -222,3 +222,36 @@ def test_infctx_learns_what_lies_before_the_chunk():
     assert losses[-1] < losses[0] / 4
     ids = texts()
     assert model.loss(ids[:, :-1], ids[:, 1:]) < losses[0] / 4
+
+
+# ---- as users write it ----------------------------------------------------------------------------------------------
+
+
+def test_the_recipe_for_long_texts_and_the_recurrent_loop(exact):
+    """Tokens of a tokenizer, `model.state` handed on, outputs joined; then a token at a time, as a sampler would."""
+    _, model = exact
+    ids = IntegerTokenizer(max_value=V - 2)(" ".join(map(str, range(1, 41))), return_tensors="np").input_ids[0]
+    whole = model(ids[None])
+    assert whole["logits"] is whole.logits and whole.logits.shape == (1, len(ids), V)
+    for chunk_size in (7, 1):
+        model.set_chunk_size(chunk_size=chunk_size)
+        model.reset_state(batch_size=1)
+        outputs = []
+        for start in range(0, len(ids), model.chunk_size):
+            logits, model.state = model.process_with_state(ids[None, start : start + model.chunk_size], model.state)
+            outputs.append(logits)
+        joined = np.concatenate(outputs, axis=1)
+        assert_within(joined, whole.logits, 1e-11 * max(1, np.abs(whole.logits).max()), f"chunks of {chunk_size}")
+    token = ids[-1]
+    row, _ = model.process_with_state(token, model.state)  # one integer is one sequence of one token
+    assert_within(row[0, -1], model(np.append(ids, token)).logits[0, -1], 1e-11 * max(1, np.abs(row).max()), "one token on")
+    model.state = None
+
+
+@pytest.mark.parametrize("wrong", [0, -1, 1.5, "16", True, None])
+def test_wrong_chunk_sizes(exact, wrong):
+    _, model = exact
+    before = model.chunk_size
+    with pytest.raises(ValueError, match="chunk_size is "):
+        model.set_chunk_size(wrong)
+    assert model.chunk_size == before
