@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -317,6 +318,36 @@ def test_states_of_weights_without_states(capsys, place, data):
     before, after = RWKV.load("w.pth").named_parameters(), RWKV.load("out/rwkv-final.pth").named_parameters()
     states = [name for name in after if name not in before]
     assert states and all("time_sta" in name for name in states) and all(np.array_equal(after[name], before[name]) for name in before)
+
+
+def test_states_under_rwkv_peft_s_name(capsys, place, data):
+    argv = ["--data_file", data, "--load_model", "w.pth", "--load_partial", 1, "--ctx_len", 16, "--micro_bsz", 8,
+            "--my_exit_tokens", 256, "--vocab_size", 257]  # fmt: skip
+    for kind, directory in (("state", "one"), ("states", "two")):
+        train(capsys, *argv, "--train_type", kind, "--proj_dir", directory)
+    one, two = (RWKV.load(f"{directory}/rwkv-final.pth").named_parameters() for directory in ("one", "two"))
+    assert any("time_state" in name for name in one)
+    assert all(np.array_equal(one[name], two[name]) for name in two)
+
+
+def test_infctx(capsys, place, data):
+    """Samples longer than memory would allow: the plan is that of a chunk, and losses follow the chunks, not the sample"""
+    argv = ["--data_file", data, "--load_model", "w.pth", "--vocab_size", 257, "--ctx_len", 1024, "--micro_bsz", 2, "--epoch_steps", 2,
+            "--epoch_count", 2, "--epoch_save", 1, "--save_dtype", "fp32", "--lr_init", "1e-3"]  # fmt: skip
+
+    def activations(*more):
+        size = re.search(r"activations ([0-9.]+) MB", train(capsys, *argv, "--dry_run", *more).out)
+        return float(size[1])
+
+    chunked = ["--train_type", "infctx", "--chunk_ctx", "64"]
+    assert activations(*chunked) < activations() / 8
+    for more, directory in ((chunked, "cut"), (["--train_type", "infctx", "--chunk_ctx", "1024"], "one"), ([], "plain")):
+        train(capsys, *argv, *more, "--proj_dir", directory)
+    cut, one, plain = (RWKV.load(f"{directory}/rwkv-final.pth").named_parameters() for directory in ("cut", "one", "plain"))
+    for name, value in plain.items():
+        assert np.array_equal(one[name], value), f"{name}: a single chunk is plain training"
+    assert any(not np.array_equal(cut[name], value) for name, value in plain.items())
+    assert "chunk_ctx is 0" in train(capsys, *argv, "--train_type", "infctx", "--chunk_ctx", "0", code=2).err
 
 
 def test_no_progress_bar(capsys, place, data):
