@@ -1,5 +1,9 @@
 """Any split of a sequence is the whole sequence, for every architecture: logits, loss, states, gradients, memory of a chunk."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from helpers import assert_same_bits, assert_within, small_model, some_ids
@@ -175,6 +179,32 @@ def test_truncated_training_takes_the_memory_of_a_chunk(name):
         held.append(model._core.allocated()["activations"])
     assert held[0] == held[1] == model.plan(2, 32, training=True, grad_cp=0)["activations"]
     assert held[1] < model.plan(2, 1024, training=True, grad_cp=0)["activations"] / 16
+
+
+_PEAK = """
+import sys
+import numpy as np
+from rwkvtune import RWKV, ModelConfig, Trainer, TrainingConfig, evaluate
+tokens, kind = int(sys.argv[1]), sys.argv[2]
+model = RWKV(ModelConfig(model_type="x070", n_layer=2, n_embd=32, vocab_size=67, head_size_a=32))
+ids = np.random.default_rng(0).integers(0, 67, (1, tokens + 1), dtype=np.int32)
+trainer = Trainer(model, TrainingConfig(precision="fp32", train_type=kind, chunk_ctx=128, micro_bsz=1, grad_cp=0))
+trainer.step(ids[:, :-1], ids[:, 1:])
+evaluate(model, ids[0])
+print(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="the system does not tell the peak memory of a process")
+def test_peak_memory_of_the_process_does_not_follow_the_text():
+    """Training and evaluating 32 times as many tokens takes some bytes per id more; without chunks it takes their activations."""
+
+    def peak(tokens, kind):
+        return int(subprocess.run([sys.executable, "-c", _PEAK, str(tokens), kind], check=True, capture_output=True, text=True).stdout) / 1e3
+
+    short, long, plain = peak(512, "infctx"), peak(16384, "infctx"), peak(16384, "")
+    assert long < short + 5, "MB"
+    assert plain > long + 20, "MB"
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
