@@ -52,22 +52,22 @@ def plot(runs, png):
         from matplotlib.figure import Figure
     except ImportError:
         raise ValueError("drawing needs matplotlib: pip install matplotlib") from None
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
     FigureCanvasAgg(figure)
     curves, speeds = figure.subplots(1, 2, width_ratios=(3, 1))
     for name, run in runs.items():
         curves.plot(run["steps"], running_mean(run["losses"], 20), color=COLOURS[name], linewidth=1, alpha=0.55)
         size = f", {run['results']['parameters']:,} parameters" if run["results"] else ""
         curves.plot(*run["val"], "o-", color=COLOURS[name], markersize=3, linewidth=1.4, label=name + size)
-    curves.set(xlabel="step", ylabel="nats per token", title="loss: thin training (mean of 20), dots held out")
+    curves.set(xlabel="step", ylabel="nats per token", title="loss: thin line training (mean of 20), dots held out")
     curves.grid(alpha=0.3)
     curves.legend()
     rates = [run["results"]["tokens_per_core_second"] if run["results"] else np.median(run["tokens_per_second"]) for run in runs.values()]
     bars = speeds.bar(list(runs), rates, color=[COLOURS[name] for name in runs])
     speeds.bar_label(bars, [f"{rate:,.0f}" for rate in rates])
-    speeds.set(title="tokens per second of a core", yticks=[], ylim=(0, 1.15 * max(rates)))
+    speeds.set(title="tokens/s of a core", yticks=[], ylim=(0, 1.15 * max(rates)))
     with atomic_write(png) as file:
-        figure.savefig(file, format="png", dpi=90)
+        figure.savefig(file, format="png", dpi=80)
 
 
 def main(arguments=None):

@@ -181,8 +181,8 @@ _SIZES = {
     "equal": {"rwkv": {}, "gpt2": dict(n_layer=17, n_embd=576), "hybrid": {}},
     "small": {"rwkv": dict(n_layer=5), "gpt2": dict(n_layer=6), "hybrid": dict(n_layer=5, attention_ffn=640)},
 }
-_SMALL_TRAINING = dict(total_batch_size=2048, micro_batch_size=8, sequence_length=256, learning_rate=2e-3, warmup_steps=40, max_steps=700,
-                       eval_interval=100, checkpoint_interval=100)  # fmt: skip
+_SMALL_TRAINING = dict(total_batch_size=2048, micro_batch_size=8, sequence_length=256, learning_rate=4e-3, warmup_steps=40, max_steps=600,
+                       eval_interval=50, checkpoint_interval=200)  # fmt: skip
 PRESETS = tuple(_SIZES)
 
 

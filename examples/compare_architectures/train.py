@@ -183,6 +183,8 @@ class Run:
         model = trainer.model if trainer else create_model(self.config)
         print(f"--- {'Resumed' if trainer else 'Fresh'} Model '{wanted.model_type}' ---")
         print(f"--- Trainable Parameters: {model.num_parameters:,} --- ({wanted.num_parameters()[1]:,} of them in the layers)")
+        memory = model.plan(self.training.micro_batch_size, self.training.sequence_length, grad_cp=wanted.grad_cp)["total"]
+        print(f"--- Memory of a step: {memory / 2**30:.2f} GB ---")
         if trainer:
             return set_groups(trainer, self.training, wanted.model_type)
         return configure_optimizers(model, self.training, wanted.model_type, wanted.grad_cp)

@@ -4,9 +4,12 @@ import doctest
 import importlib
 import json
 import math
+import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -181,6 +184,19 @@ def test_rwkv_begins_as_in_rwkv_lm_or_uniform(example):
     assert all(np.isfinite(value).all() for value in one_layer.values())
     with pytest.raises(ValueError, match="init is 'uniform'"):
         config.RWKVConfig(init="uniform", version="x060")
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_any_length(example, model):
+    """Longer than ctx_len, odd, a single token; what comes later changes nothing before it."""
+    model = example("models").create_model(example("config").Config.of(model, "small").with_settings({"ctx_len": 16}))
+    ids = np.random.default_rng(3).integers(0, 257, (2, 61))
+    whole, loss = model(ids, np.roll(ids, -1, 1))
+    assert whole.shape == (2, 61, 257) and np.isfinite(loss)
+    for length in (1, 15, 17, 50):
+        part, none = model(ids[:, :length])
+        # float32 sums of 128 terms in another order: 128 roundings of 6e-8, of logits no larger than 4, through a few layers
+        assert none is None and np.abs(part - whole[:, :length]).max() < 2e-4
 
 
 # ---- the optimizer ----
@@ -451,7 +467,7 @@ def test_a_changed_configuration_on_resume(run, tmp_path, capsys):
     capsys.readouterr()
     assert run("rwkv", "--max_steps", 8, "--learning_rate", 1e-4) == 0
     shown = capsys.readouterr().out
-    assert "learning_rate 0.002 (now 0.0001), max_steps 6 (now 8); from now on the new values hold" in shown
+    assert "learning_rate 0.004 (now 0.0001), max_steps 6 (now 8); from now on the new values hold" in shown
     assert (tmp_path / "log" / "rwkv" / "model_00008.pth").exists()
     assert run("rwkv", "--n_layer", 3, "--fresh") == 0
     assert "Fresh Model" in capsys.readouterr().out
@@ -470,8 +486,10 @@ def test_checkpoints_of_others_are_refused(run, example, tmp_path, capsys):
     assert "model_00001.pth" in capsys.readouterr().err
 
 
-def test_grad_checkpointing_saves_memory_and_changes_nothing(run, tmp_path):
+def test_grad_checkpointing_changes_no_result(run, tmp_path):
     assert run("rwkv") == run("rwkv", "--use_grad_checkpointing", log="less") == 0
+    chosen = [Trainer.resume(tmp_path / log / "rwkv" / "model_00003.pth").config.grad_cp for log in ("log", "less")]
+    assert chosen == [0, 1]
     assert_same_weights(tmp_path / "log" / "rwkv" / "model_00006.pth", tmp_path / "less" / "rwkv" / "model_00006.pth")
 
 
@@ -505,6 +523,13 @@ def test_context_length_of_the_environment(example, monkeypatch):
 def test_options_of_rwkv_are_refused_for_gpt2(run, capsys):
     assert run("gpt2", "--version", "x060") == 1
     assert "gpt2 has none; leave them out" in capsys.readouterr().err
+
+
+def test_import_reads_no_variable_and_loads_no_framework(tmp_path):
+    code = "import os, sys; before = dict(os.environ); import train, compare; assert before == dict(os.environ)\n"
+    code += "print(sorted({'torch', 'lightning', 'pytorch_lightning', 'deepspeed', 'matplotlib'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=EXAMPLE, env=os.environ | {"RWKV_HEAD_SIZE": "no number"}, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "[]\n", "")
 
 
 # ---- questions and the comparison ----
@@ -556,6 +581,18 @@ def test_comparison(run, example, tmp_path, capsys):
     assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_comparison_that_trains_first(example, text, tmp_path, capfd):
+    pytest.importorskip("matplotlib")
+    compare, png = example("compare"), tmp_path / "c.png"
+    data = ["--text", str(text), "--data_root", str(tmp_path / "data")]
+    line = [str(tmp_path / "log"), "--png", str(png), "--models", "hybrid", "gpt2", "--run"]
+    assert compare.main([*line, *TINY, *data]) == 0
+    assert png.exists() and capfd.readouterr().out.count("validation loss") == 6
+    png.unlink()
+    assert compare.main([*line, *TINY, *data, "--total_batch_size", "3"]) == 1
+    assert not png.exists() and "total_batch_size is 3" in capfd.readouterr().err
+
+
 def test_both_models_see_the_same_batches(example, monkeypatch, run):
     seen = {"rwkv": [], "gpt2": []}
     train = example("train")
@@ -567,3 +604,16 @@ def test_both_models_see_the_same_batches(example, monkeypatch, run):
     assert len(seen["rwkv"]) == 6
     for (one, lr_one), (other, lr_other) in zip(seen["rwkv"], seen["gpt2"]):
         assert np.array_equal(one, other) and lr_one == lr_other
+
+
+def test_every_feature_has_a_row_and_every_test_that_is_named_exists():
+    table = (EXAMPLE / "README.md").read_text(encoding="utf-8").split("## What is promised, and its tests")[1]
+    rows = [line for line in table.splitlines() if line.startswith("| S2-")]
+    numbers = [int(number) for row in rows for number in re.findall(r"S2-(\d\d)", row.split("|")[1])]
+    assert sorted(numbers) == list(range(1, 38))
+    for row in rows:
+        tests = row.split("|")[3]
+        names, files = re.findall(r"`(test_\w+)`", tests), re.findall(r"tests/py/test_\w+\.py", tests)
+        assert names or files, row
+        assert all(callable(globals().get(name)) for name in names), row
+        assert all((EXAMPLE.parents[1] / path).exists() for path in files), row

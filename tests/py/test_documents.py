@@ -9,7 +9,7 @@ import pytest
 from rwkvtune.cli import COMMANDS, _module
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "examples").glob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "examples").rglob("*.md"))]
 _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _ANY_COMMAND = re.compile(r"\b(?:rwkvtune|python -m rwkvtune(?:\.cli)?)[ .](?P<command>[a-z]+)(?P<rest>(?:\\\n|[^`|#\n])*)")
 
