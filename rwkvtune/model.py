@@ -372,10 +372,11 @@ class RWKV:
 
         dtype: "fp16", "bf16" or "int8", see `RWKVState.compressed`.  Numbers are rounded where one call hands the state to
         the next; within a call, in `forward_chunked`, in training and in `generate` nothing is.
-        Returns the model.  Raises ValueError.
+        Returns the model.  Raises ValueError (dtype, a number in `model.state` that is not finite), then nothing changes.
         """
-        self._state_compression = check_encoding(dtype)
-        self.state = self._state
+        check_encoding(dtype)
+        self._state = None if self._state is None else self._state.compressed(dtype)
+        self._state_compression = dtype
         return self
 
     def disable_state_compression(self):

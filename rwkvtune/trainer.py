@@ -152,7 +152,7 @@ class Trainer:
         c = self.config
         if c.train_type == "infctx":
             loss, _ = self.model._gradients_truncated(ids, targets, c.chunk_ctx, None, c.l2wrap, c.grad_cp, c.micro_bsz)
-            return self._apply(loss, ids.size, lr, weight_decay)
+            return self._count_step(ids.size, self._apply(loss, lr, weight_decay))
         result = self._core.step(
             ids, targets, micro_bsz=min(c.micro_bsz, len(ids)), lr=float(c.lr_init if lr is None else lr),
             weight_decay=float(c.weight_decay if weight_decay is None else weight_decay), l2wrap=bool(c.l2wrap),
@@ -172,16 +172,15 @@ class Trainer:
         self._check_model()
         ids, targets = ids_and_targets(ids, targets, self.model.config.vocab_size)
         loss, state = self.model._gradients_truncated(ids, targets, chunk_size, state, self.config.l2wrap, self.config.grad_cp)
-        return *self._apply(loss, ids.size, lr, weight_decay), state
+        return *self._count_step(ids.size, self._apply(loss, lr, weight_decay)), state
 
-    def _apply(self, loss, tokens, lr, weight_decay):
+    def _apply(self, loss, lr, weight_decay):
         """The second half of a step: clipping and AdamW with the gradient that is in the core."""
         c = self.config
-        result = self._core.apply(
+        return self._core.apply(
             loss, lr=float(c.lr_init if lr is None else lr),
             weight_decay=float(c.weight_decay if weight_decay is None else weight_decay), trainable=self._trainable,
         )  # fmt: skip
-        return self._count_step(tokens, result)
 
     def _check_model(self):
         if self.model._core is not self._built_on:

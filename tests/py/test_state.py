@@ -252,6 +252,11 @@ def test_numbers_that_cannot_be_compressed(dtype, value):
     arrays["wkv"][0, 0, 0, 1, 2] = value
     with pytest.raises(ValueError, match="state wkv holds a number that is not finite"):
         RWKVState.from_numpy(arrays).compressed(dtype)
+    model = built("x070")
+    model.state = arrays
+    with pytest.raises(ValueError, match="not finite"):
+        model.enable_state_compression(dtype)
+    assert model.state_compression is None and model.state.compression is None
 
 
 # ---- model.state and wrong states -----------------------------------------------------------------------------------
