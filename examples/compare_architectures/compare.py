@@ -40,12 +40,12 @@ def table(runs):
     tokens/s: by the clock in all steps, in the fastest twentieth of them (when other programs left the machine alone), and
     per second of processor core time.  memory: the most the process ever held.
     """
-    lines = ["| model | parameters | held-out loss (nats per token) | tokens/s: all, fastest | of a core | memory |", "|---|---|---|---|---|---|"]
+    lines = ["| model | parameters | held-out loss (nats per token) | tokens/s: all / fastest | of a core | memory |", "|---|---|---|---|---|---|"]
     for name, run in runs.items():
         r = run["results"]
         if r:
             fastest = np.percentile(run["tokens_per_second"], 95)
-            lines.append(f"| {name} | {r['parameters']:,} | {r['val_loss']:.4f} | {r['tokens_per_second']:,.0f}, {fastest:,.0f} |"
+            lines.append(f"| {name} | {r['parameters']:,} | {r['val_loss']:.4f} | {r['tokens_per_second']:,.0f} / {fastest:,.0f} |"
                          f" {r['tokens_per_core_second']:,.0f} | {1024 * r['memory_gb']:,.0f} MiB |")  # fmt: skip
     return "\n".join(lines)
 
