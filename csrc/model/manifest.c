@@ -12,6 +12,8 @@ enum { NORM_ROWS = 2 };
     {name ".weight", SHAPE(D_C), CONST(1), 0}, {name ".bias", SHAPE(D_C), CONST(0), 0}
 
 static const RkParamSpec emb_rows[] = {{"emb.weight", SHAPE(D_V, D_C), UNIFORM(1e-4), P_DECAY}};
+/* Without ln0 numbers that small would vanish in the epsilon of the first layer's norm. */
+static const RkParamSpec bare_emb_rows[] = {{"emb.weight", SHAPE(D_V, D_C), NORMAL(0.02), P_DECAY}};
 static const RkParamSpec ln1_rows[NORM_ROWS] = {NORM("ln1")}, ln2_rows[NORM_ROWS] = {NORM("ln2")};
 static const RkParamSpec ln0_rows[NORM_ROWS] = {NORM("ln0")}, ln_out_rows[NORM_ROWS] = {NORM("ln_out")};
 static const RkParamSpec head_rows[] = {{"head.weight", SHAPE(D_V, D_C), ORTHO(0.5), P_DECAY}};
@@ -50,7 +52,7 @@ static void append_all(Builder *b) {
     RkManifest *m = b->m;
     m->n = 0;
     b->layer = -1;
-    m->emb = append(b, emb_rows, 1);
+    m->emb = append(b, b->cfg->ln0 ? emb_rows : bare_emb_rows, 1);
     m->ln0 = -1;
     for (int l = 0; l < b->cfg->L; l++) {
         const RkBlockConfig *block = &b->cfg->block[l];

@@ -20,8 +20,7 @@ def create_rwkv_from_config(config):
 def create_gpt2_from_config(config):
     """A fresh transformer; embedding and output matrix begin as GPT-2's do, from N(0, 0.02^2).
 
-    RWKV's begin much smaller and much larger: a norm follows the embedding there.  Without one, U(-1e-4, 1e-4) would vanish in
-    the epsilon of the first layer's norm, and the comparison would be lost before it began.
+    RWKV's begin otherwise, the embedding because a norm follows it, which a transformer does not have.
     """
     model = RWKV(config.model_specific.core(), seed=config.system.seed)
     rng, weights = np.random.default_rng(config.system.seed), model.named_parameters()

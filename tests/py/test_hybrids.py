@@ -431,6 +431,13 @@ def test_the_core_checks_heads_by_itself():
             core.Model(config | {"layers": [config["layers"][0] | change]}, "cpu")
 
 
+def test_an_embedding_without_a_norm_does_not_begin_at_nothing():
+    """N(0, 0.02^2), as the layers' own weights; with a norm behind it RWKV's U(-1e-4, 1e-4)."""
+    for layers, deviation in ((["attention"], 0.02), (["attention", "x070"], 1e-4 / np.sqrt(3))):
+        weights = RWKV(ModelConfig(layers=layers, n_embd=64, vocab_size=500)).named_parameters()["emb.weight"]
+        assert_within(weights.std(), deviation, 0.02 * deviation, layers)
+
+
 def test_a_file_of_attention_needs_its_head_size(tmp_path):
     model = built("grouped")
     model.save(tmp_path / "gpt.pth")
