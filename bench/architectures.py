@@ -26,7 +26,7 @@ import tempfile
 import time
 from pathlib import Path
 
-ARCHITECTURES = {"rwkv": ["x070"], "hybrid": ["x070", "attention"], "attention": ["attention"]}
+ARCHITECTURES = {"rwkv": ["x070"], "x060": ["x060"], "x052": ["x052"], "hybrid": ["x070", "attention"], "attention": ["attention"]}
 WINDOW = 512
 
 
