@@ -12,12 +12,12 @@ PATTERNS = ("alternating", "block", "deepstart", "deepend")
 
 
 def layer_count(model_config):
-    """int: `num_layers` or `n_layer` of a configuration, 12 where it has neither.  Raises ValueError."""
+    """int: `num_layers` or `n_layer` of a configuration, or the length of its `layers`; 12 where it has none of them.  Raises ValueError."""
     for name in ("num_layers", "n_layer"):
         value = setting(model_config, name)
         if value is not None:
             return positive_int(name, value)
-    return _DEFAULT_LAYERS
+    return len(setting(model_config, "layers") or ()) or _DEFAULT_LAYERS
 
 
 def pattern_indices(pattern, num_layers, rwkv_ratio=0.5):
@@ -85,15 +85,19 @@ class HybridModelConfigurator:
         self.num_layers = layer_count(model_config)
         indices = setting(model_config, "rwkv_layer_indices")
         if indices is None and setting(model_config, "layers"):
-            kinds = [layer["time_mix"] for layer in model_config.layer_list()]
+            kinds = [entry if isinstance(entry, str) else entry["time_mix"] for entry in setting(model_config, "layers")]
+            if len(kinds) != self.num_layers:
+                raise ValueError(f"layers has {len(kinds)} entries for {self.num_layers} layers")
             indices = [i for i, kind in enumerate(kinds) if kind != "attention"]
         self._set(_checked("rwkv_layer_indices", self._by_default() if indices is None else indices, self.num_layers))
 
     def _by_default(self):
         """Alternating; a `hybrid_attention_ratio` in architecture_params sets the share of transformer layers."""
-        return pattern_indices(
-            "alternating", self.num_layers, 1 - setting(self.architecture_params, "hybrid_attention_ratio", 0.5)
-        )
+        share = setting(self.architecture_params, "hybrid_attention_ratio")
+        share = 0.5 if share is None else share
+        if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share <= 1:
+            raise ValueError(f"hybrid_attention_ratio is {share!r}; it must be a number in [0, 1]")
+        return pattern_indices("alternating", self.num_layers, 1 - share)
 
     def _set(self, rwkv):
         self.rwkv_layer_indices = rwkv

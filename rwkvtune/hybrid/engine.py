@@ -163,14 +163,16 @@ class TrainingEngine:
         batch: see `targets_of`; or a chunk of a `ChunkedLoader`, which goes on from the state of the chunk before unless
         "reset_state" is set.  Gradients are cut where chunks begin.  use_mixed_precision: accepted; the CPU computes in
         float32 and says so.  lr, weight_decay: default: the training configuration's.
-        Returns the loss before the step (float).  Raises ValueError, FloatingPointError as `Trainer.step`.
+        Returns the loss before the step (float), 0.0 for a chunk without targets, which is only read.
+        Raises ValueError, FloatingPointError as `Trainer.step`.
         """
         if use_mixed_precision and self.training_config.precision == "fp32":
             warnings.warn("use_mixed_precision: the CPU trains in float32", stacklevel=2)
         ids, targets = targets_of(batch)
         goes_on = isinstance(batch, dict) and not batch.get("reset_state", True)
-        if (targets == -100).all() and goes_on:  # the last token of a text may be alone in its chunk
-            _, self._state = self.model.process_with_state(ids, self._state)
+        of_more = isinstance(batch, dict) and not batch.get("last_chunk", True)
+        if (targets == -100).all() and (goes_on or of_more):  # nothing to learn here, but to read
+            _, self._state = self.model.process_with_state(ids, self._state if goes_on else None)
             return 0.0
         size = min(self.model.chunk_size, self._backward_length or self.model.chunk_size)
         state = self._state if goes_on else None
@@ -212,7 +214,7 @@ class TrainingEngine:
     def _held_out(self, val_loader):
         if val_loader is None:
             return None
-        tokens = getattr(val_loader.dataset, "tokens", None)
+        tokens = getattr(getattr(val_loader, "dataset", None), "tokens", None)
         if tokens is None:
             raise ValueError("val_loader must be over a dataset with `tokens`, such as TextDataset")
         return token_ids(tokens, self.model.config.vocab_size, "validation tokens")[0]

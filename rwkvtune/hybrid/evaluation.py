@@ -107,6 +107,9 @@ def _texts(args, texts):
             result += _read_texts(path)
     if not result:
         raise ValueError("texts is empty; give at least one text")
+    for number, text in enumerate(result):
+        if not isinstance(text, str):
+            raise ValueError(f"texts[{number}] is a {type(text).__name__}; every text must be a str")
     return result
 
 

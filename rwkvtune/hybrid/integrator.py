@@ -23,12 +23,12 @@ def rwkv_layers(model):
 
 
 def compress_states(model, *configs):
-    """Turns state compression on where one of the configurations asks for it; whether it is on now."""
-    wanted = any(setting(config, "rwkv_state_compression", False) for config in configs)
-    if wanted and hasattr(model, "enable_state_compression"):
-        model.enable_state_compression()
-        return True
-    return False
+    """Turns state compression on where a configuration asks for it, by True or the name of a type; whether one did."""
+    wanted = next(filter(None, (setting(config, "rwkv_state_compression") for config in configs)), None)
+    if wanted is None:
+        return False
+    model.enable_state_compression(*([] if wanted is True else [wanted]))
+    return True
 
 
 class RWKVIntegrator:

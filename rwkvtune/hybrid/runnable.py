@@ -4,7 +4,7 @@ import math
 from dataclasses import fields
 
 from .. import _rwkvcore
-from ..config import ModelConfig
+from ..config import VERSIONS, ModelConfig
 from .settings import setting
 
 # Settings that describe something the layers here do not have: the value at which they say nothing, and why.
@@ -100,6 +100,9 @@ def check_settings(*sources):
                 raise ValueError(f"{name} is {value!r}, which cannot be had: {why}; leave it at {neutral!r}")
 
 
+_SAME_NAME = ("rope", "n_kv_head", "ln0", "time_state", "head_size_divisor")  # of `ModelConfig`, in any configuration
+
+
 def runnable_config(model_config, rwkv_layer_indices=None, architecture_params=None, num_layers=None, **changes):
     """The `rwkvtune.ModelConfig` of a configuration with these RWKV layers; all others are attention layers.
 
@@ -119,14 +122,18 @@ def runnable_config(model_config, rwkv_layer_indices=None, architecture_params=N
     count = num_layers or setting(model_config, "num_layers") or setting(model_config, "n_layer") or 12
     if rwkv_layer_indices is None:
         rwkv_layer_indices = setting(model_config, "rwkv_layer_indices")
-    rwkv = set(range(0, count, 2) if rwkv_layer_indices is None else rwkv_layer_indices)
-    version = changes.get("model_type") or setting(model_config, "rwkv_version", "x070")
-    values = {
+    named = setting(model_config, "model_type")  # other programs say "gpt2" or "rwkv" there
+    version = changes.get("model_type") or setting(model_config, "rwkv_version") or (named if named in VERSIONS else "x070")
+    values = {name: setting(model_config, name) for name in _SAME_NAME if setting(model_config, name) is not None} | {
         "model_type": version, "n_embd": hidden, "vocab_size": setting(model_config, "vocab_size", 50257),
         "ctx_len": setting(model_config, "max_position_embeddings") or setting(model_config, "ctx_len", 1024),
-        "head_size_a": setting(model_config, "rwkv_head_size") or math.gcd(hidden, 64),
-        "dim_ffn": setting(architecture_params, "ffn_hidden_size") or 0,
+        "head_size_a": setting(model_config, "rwkv_head_size") or setting(model_config, "head_size_a") or math.gcd(hidden, 64),
+        "dim_ffn": setting(architecture_params, "ffn_hidden_size") or setting(model_config, "dim_ffn") or 0,
     }  # fmt: skip
+    recipe = setting(model_config, "layers")
+    if recipe:
+        return _with_layers(ModelConfig(**values, layers=list(recipe)), rwkv_layer_indices, changes)
+    rwkv = set(range(0, count, 2) if rwkv_layer_indices is None else rwkv_layer_indices)
     attention = _attention_layer(model_config, hidden)
     values["layers"] = [version if i in rwkv else dict(attention) for i in range(count)]
     return ModelConfig(**values | changes)

@@ -191,3 +191,16 @@ def test_the_choice_is_the_model():
     names = set(RWKV(configurator.to_model_config()).named_parameters())
     assert {"blocks.0.att.w0", "blocks.1.att.q_proj.weight", "blocks.1.ffn.fc.weight", "blocks.2.att.w0"} <= names
     assert not {"blocks.0.att.q_proj.weight", "blocks.1.att.w0"} & names
+
+
+def test_a_dict_is_read_by_the_names_of_model_config():
+    about = {"n_layer": 2, "n_embd": 64, "vocab_size": 99, "model_type": "x060", "head_size_a": 32, "dim_ffn": 96, "n_kv_head": 1, "rope": False}
+    config = HybridModelConfigurator(about).to_model_config()
+    assert config.kinds == ["attention", "x060"] and (config.head_size_a, config.dim_ffn, config.n_kv_head, config.rope) == (32, 96, 1, False)
+    recipe = HybridModelConfigurator({"n_embd": 64, "layers": ["x070", "attention", {"time_mix": "x060"}]})
+    assert recipe.rwkv_layer_indices == [0, 2]
+    assert [layer["time_mix"] for layer in recipe.to_model_config().layer_list()] == ["x070", "attention", "x060"]
+    with pytest.raises(ValueError, match="layers has 1 entries for 2 layers"):
+        HybridModelConfigurator({"num_layers": 2, "layers": ["x070"]})
+    with pytest.raises(ValueError, match="hybrid_attention_ratio is 'a'"):
+        HybridModelConfigurator(about, {"hybrid_attention_ratio": "a"})

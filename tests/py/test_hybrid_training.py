@@ -500,3 +500,24 @@ def test_engine_evaluation(tmp_path):
     assert "state_benefit_ratio" in engine.evaluate_sequence_modeling(texts=["some text"])
     with pytest.raises(ValueError, match="tokenizer"):
         TrainingEngine(small(), PLAIN).evaluate_sequence_modeling()
+
+
+def test_a_first_chunk_without_targets_is_read():
+    """A masked prompt that fills chunks: their state reaches the chunk that has targets."""
+    engine = TrainingEngine(small(["x070", "attention"]), PLAIN)
+    engine.model.set_chunk_size(16)
+    ids = np.random.default_rng(0).integers(1, 250, (2, 64))
+    labels = np.where(np.arange(64) < 20, -100, ids)
+    chunks = list(ChunkedLoader([{"input_ids": ids, "labels": labels}], 16))
+    _, state = engine.model.process_with_state(chunks[0]["input_ids"])
+    assert engine.train_step_rwkv(chunks[0]) == 0.0 and engine.optimizer.steps == 0
+    np.testing.assert_array_equal(engine._state.to_numpy()["wkv"], state.to_numpy()["wkv"])
+    assert all(engine.train_step_rwkv(chunk) > 0 for chunk in chunks[1:])
+    with pytest.raises(ValueError, match="every target is -100"):
+        engine.train_step_rwkv({"input_ids": ids, "labels": np.full_like(ids, -100)})
+
+
+def test_the_type_of_compressed_states_is_the_one_asked_for():
+    model = small()
+    RWKVIntegrator(model, {"rwkv_state_compression": "int8"}).apply_rwkv_optimizations()
+    assert model.state_compression == "int8"
