@@ -53,6 +53,13 @@ def _check_int(name, value, low, extra=""):
     return int(value)
 
 
+def whole_number(name, value, low=1):
+    """An argument as int.  Raises ValueError where it is no integer of at least `low`."""
+    if isinstance(value, bool) or not hasattr(value, "__index__") or value < low:
+        raise ValueError(f"{name} is {value!r}; it must be an integer of at least {low}")
+    return int(value)
+
+
 def _check_number(name, value, low=-math.inf, high=math.inf, open_high=False):
     if isinstance(value, bool) or not isinstance(value, (int, float)) and not hasattr(value, "__float__"):
         raise ValueError(f"{name} is {value!r}; it must be a number")

@@ -11,7 +11,7 @@ import numpy as np
 
 from . import _rwkvcore
 from .arrays import IGNORED, ids_and_targets, to_array, token_ids
-from .config import ModelConfig
+from .config import ModelConfig, whole_number
 from .errors import DeviceError, FormatError
 from .state import RWKVState, rows_to_arrays, to_core
 from .state_codec import check_encoding
@@ -333,7 +333,7 @@ class RWKV:
 
         micro_bsz: so many rows at a time, from the beginning of their texts, and the state is None; default: all together.
         """
-        size, count = _chunk_size(chunk_size), _count(targets)
+        size, count = whole_number("chunk_size", chunk_size), _count(targets)
         factors = (1.0 / count, _L2WRAP / ids.size if l2wrap else 0.0)
         total, start, rows = 0.0, to_core(state, self._core, len(ids)), micro_bsz or len(ids)
         with self._gradients_in_use:
@@ -405,7 +405,7 @@ class RWKV:
 
     def set_chunk_size(self, chunk_size):
         """Tokens of a chunk in `forward_chunked` and `loss_and_grads(chunked=...)`, at first 1024.  Raises ValueError."""
-        self._chunk_size = _chunk_size(chunk_size)
+        self._chunk_size = whole_number("chunk_size", chunk_size)
 
     @property
     def chunk_size(self):
@@ -494,12 +494,6 @@ def _initial_states(path, base):
         if name.replace(_TIME_STATE, "ln1.weight") not in base:
             raise FormatError(f"{path}: {name} is of a layer that the model does not have; it belongs to a larger one")
     return states
-
-
-def _chunk_size(value):
-    if isinstance(value, bool) or not hasattr(value, "__index__") or value < 1:
-        raise ValueError(f"chunk_size is {value!r}; it must be an integer of at least 1")
-    return int(value)
 
 
 def _squeezed(shape):

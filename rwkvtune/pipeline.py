@@ -16,7 +16,7 @@ from datetime import datetime
 from pathlib import Path
 
 from .atomic import AtomicFiles, make_directory, reading
-from .config import DataConfig, ModelConfig, TrainingConfig
+from .config import DataConfig, ModelConfig, TrainingConfig, whole_number
 from .errors import FormatError
 from .lock import RunLock
 from .loop import STATE_NAME, BinIdxBatches, RunPlan, TrainingRun, resume_or_none
@@ -47,13 +47,6 @@ def _sizes(config):
 def _differences(sizes, others):
     """str: the sizes that differ, "" for none."""
     return ", ".join(f"{name} is {value}, there {others[name]}" for name, value in sizes.items() if value != others[name])
-
-
-def _count(name, value, low=1):
-    """A number of at least `low` as an int.  Raises ValueError."""
-    if isinstance(value, bool) or not hasattr(value, "__index__") or value < low:
-        raise ValueError(f"{name} is {value!r}; it must be an integer of at least {low}")
-    return int(value)
 
 
 class RWKVTrainingPipeline:
@@ -254,7 +247,7 @@ class RWKVTrainingPipeline:
         if not source.exists():
             raise FileNotFoundError(f"JSONL file not found: {source}")
         if n_epochs is not None:
-            n_epochs = _count("n_epochs", n_epochs)
+            n_epochs = whole_number("n_epochs", n_epochs)
         print(f"### Preparing data: {data_name}\n    Source: {source}\n    Vocab size: {self.tokenizer.vocab_size}")
         parts = [source]
         if self._state.get("validation") and path.exists() and source.samefile(path):
@@ -316,10 +309,10 @@ class RWKVTrainingPipeline:
             state = self._description(dataset.num_items, dataset.total_tokens, dataset.dtype, False)
         state |= {"name": os.path.basename(prefix)} if Path(prefix).parent == self.data_dir else {"prefix": prefix}
         if magic_prime is not None:
-            state["magic_prime"] = _count("magic_prime", magic_prime)
+            state["magic_prime"] = whole_number("magic_prime", magic_prime)
             MagicPrimeSampler(state["total_tokens"], self.model_config.ctx_len, state["magic_prime"])
         if exit_tokens is not None:
-            state["exit_tokens"] = _count("exit_tokens", exit_tokens)
+            state["exit_tokens"] = whole_number("exit_tokens", exit_tokens)
         with self._preparation() as (files, _):
             self._write_description(files.stage(self.config_path), files.stage(self.data_dir / "vocab.txt"), state)
         return self._prepared(None)
@@ -436,7 +429,7 @@ class RWKVTrainingPipeline:
         Raises RuntimeError (no data, a run is there already, another process trains here), ValueError, OSError,
         FloatingPointError.
         """
-        num_epochs, max_steps = _count("num_epochs", num_epochs), _count("max_steps", max_steps, 0)
+        num_epochs, max_steps = whole_number("num_epochs", num_epochs), whole_number("max_steps", max_steps, 0)
         check_runnable(self.model_config)
         with RunLock(self.work_dir):
             self._check_run(continue_training)
@@ -455,7 +448,7 @@ class RWKVTrainingPipeline:
         Returns as `train`.  Raises RuntimeError (no data; the vocabulary is too large), FileNotFoundError, ValueError
         (an unknown field, one that contradicts the weights), and as `train`; nothing is changed then.
         """
-        num_epochs = _count("num_epochs", num_epochs)
+        num_epochs = whole_number("num_epochs", num_epochs)
         if not self.data_prepared:
             raise RuntimeError("Data must be prepared before training")
         if not Path(checkpoint_path).exists():

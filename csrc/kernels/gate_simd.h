@@ -86,6 +86,13 @@ static void k_key_prep_bwd(const RkKeyPrepRows *a, size_t head_lo, size_t head_h
 
 /* ---- output gate ---- */
 
+/* Mean and 1 / deviation of the N numbers of a head, each in every lane. */
+SIMD void head_moments(const float *y, size_t N, float eps, Vec *mean, Vec *inverse) {
+    float middle = row_sum(y, N) / (float)N;
+    *mean = vec_set(middle);
+    *inverse = vec_set(1 / __builtin_sqrtf(row_spread(y, middle, N) / (float)N + eps));
+}
+
 typedef struct OutGateHead {
     RkOutGateRows a;
     size_t at, head;
@@ -98,9 +105,7 @@ SIMD void out_gate_bonus_at(OutGateHead *h, size_t i, size_t n) {
     h->bonus = vec_fma(rk, vec_load_part(h->a.r_k + h->head + i, n), h->bonus);
 }
 SIMD void out_gate_statistics(OutGateHead *h) {
-    float N = (float)h->a.N, mean = row_sum(h->a.y + h->at, h->a.N) / N;
-    h->mean = vec_set(mean);
-    h->inverse = vec_set(1 / __builtin_sqrtf(row_spread(h->a.y + h->at, mean, h->a.N) / N + h->a.eps));
+    head_moments(h->a.y + h->at, h->a.N, h->a.eps, &h->mean, &h->inverse);
     h->bonus = vec_set(0);
     SWEEP(out_gate_bonus_at, h, 0, h->a.N);
     h->bonus = vec_set(vec_sum(h->bonus));
@@ -176,9 +181,7 @@ typedef struct NormGateHead {
 } NormGateHead;
 
 SIMD void norm_gate_statistics(NormGateHead *h) {
-    float N = (float)h->a.N, mean = row_sum(h->a.y + h->at, h->a.N) / N;
-    h->mean = vec_set(mean);
-    h->inverse = vec_set(1 / __builtin_sqrtf(row_spread(h->a.y + h->at, mean, h->a.N) / N + h->a.eps));
+    head_moments(h->a.y + h->at, h->a.N, h->a.eps, &h->mean, &h->inverse);
 }
 SIMD Vec norm_gate_normed(const NormGateHead *h, Vec xhat, size_t i, size_t n) {
     return vec_fma(xhat, vec_load_part(h->a.w + h->head + i, n), vec_load_part(h->a.b + h->head + i, n));

@@ -3,7 +3,7 @@
 import numpy as np
 
 from ..arrays import IGNORED
-from .settings import positive_int
+from ..config import whole_number
 
 
 def next_tokens(labels):
@@ -46,7 +46,7 @@ class ChunkedLoader:
     """
 
     def __init__(self, loader, chunk_size):
-        self.loader, self.chunk_size = loader, positive_int("chunk_size", chunk_size)
+        self.loader, self.chunk_size = loader, whole_number("chunk_size", chunk_size)
 
     def __iter__(self):
         for batch in self.loader:

@@ -5,7 +5,8 @@ import math
 from fractions import Fraction
 
 from ..atomic import atomic_write
-from .settings import change_setting, positive_int, setting
+from ..config import whole_number
+from .settings import change_setting, setting
 
 _DEFAULT_LAYERS = 12
 PATTERNS = ("alternating", "block", "deepstart", "deepend")
@@ -16,7 +17,7 @@ def layer_count(model_config):
     for name in ("num_layers", "n_layer"):
         value = setting(model_config, name)
         if value is not None:
-            return positive_int(name, value)
+            return whole_number(name, value)
     return len(setting(model_config, "layers") or ()) or _DEFAULT_LAYERS
 
 
@@ -150,7 +151,7 @@ class HybridModelConfigurator:
         >>> HybridModelConfigurator({"num_layers": 20}).optimize_for_sequence_length(2048).rwkv_layer_indices
         [0, 1, 2, 3, 4, 5, 6, 7]
         """
-        length, n = positive_int("seq_length", seq_length), self.num_layers
+        length, n = whole_number("seq_length", seq_length), self.num_layers
         if length > 8192:
             rwkv = range(8 * n // 10)
         elif length > 2048:

@@ -7,8 +7,9 @@ import numpy as np
 
 from ..arrays import IGNORED, token_ids
 from ..atomic import reading
+from ..config import whole_number
 from .chunking import ChunkedLoader, targets_of
-from .settings import positive_int, setting
+from .settings import setting
 
 
 def encode_files(tokenizer, file_path):
@@ -48,14 +49,14 @@ class TextDataset:
     """
 
     def __init__(self, tokenizer, file_path, block_size=1024, use_rwkv_chunking=False, chunk_size=None, stride=None):
-        self.block_size = positive_int("block_size", block_size)
-        self.stride = positive_int("stride", self.block_size if stride is None else stride)
+        self.block_size = whole_number("block_size", block_size)
+        self.stride = whole_number("stride", self.block_size if stride is None else stride)
         if self.block_size < 2 or self.stride > self.block_size:
             raise ValueError(
                 f"block_size is {self.block_size} and stride {self.stride}; allowed are 2 or more and 1 to block_size"
             )
         self.use_rwkv_chunking = bool(use_rwkv_chunking)
-        self.chunk_size = positive_int("chunk_size", min(1024, block_size) if chunk_size is None else chunk_size)
+        self.chunk_size = whole_number("chunk_size", min(1024, block_size) if chunk_size is None else chunk_size)
         self.tokens = encode_files(tokenizer, file_path)
 
     def __len__(self):
@@ -82,7 +83,7 @@ class DataLoader:
     """
 
     def __init__(self, dataset, batch_size=8, shuffle=False, seed=0):
-        self.dataset, self.batch_size = dataset, positive_int("batch_size", batch_size)
+        self.dataset, self.batch_size = dataset, whole_number("batch_size", batch_size)
         self.shuffle, self.seed, self.epoch = bool(shuffle), int(seed), 0
         if not len(dataset):
             raise ValueError("the dataset is empty")

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from ..arrays import token_ids
-from ..config import TrainingConfig
+from ..config import TrainingConfig, whole_number
 from ..loop import RunPlan, TrainingRun
 from ..model import RWKV
 from ..schedule import Schedule
@@ -18,7 +18,7 @@ from .groups import ENGINE, setup_groups
 from .integrator import compress_states, rwkv_layers
 from .model_3b_rwkv import RWKVMemoryConfig
 from .runnable import check_settings
-from .settings import positive_int, setting
+from .settings import setting
 from .setup import release_training_memory
 
 log = logging.getLogger(__name__)
@@ -141,8 +141,8 @@ class TrainingEngine:
     def _chunk_size(self):
         limit = setting(self.memory_config, "max_memory_MB")
         if limit is not None:
-            return chunk_size_for(positive_int("max_memory_MB", limit))
-        return positive_int("rwkv_chunk_size", setting(self.memory_config, "rwkv_chunk_size", 1024))
+            return chunk_size_for(whole_number("max_memory_MB", limit))
+        return whole_number("rwkv_chunk_size", setting(self.memory_config, "rwkv_chunk_size", 1024))
 
     def prepare_for_inference(self, optimize_for_rwkv=False):
         """Release gradients, activation buffers and the optimizer.  optimize_for_rwkv: also set the chunk size and begin with
@@ -194,9 +194,9 @@ class TrainingEngine:
         loader, chunk = _loader_and_chunk(train_loader)
         c, n = self.training_config, self.training_config.accumulate_grad_batches
         steps = (
-            positive_int("max_steps", max_steps)
+            whole_number("max_steps", max_steps)
             if max_steps
-            else -(-positive_int("num_epochs", num_epochs) * len(loader) // n)
+            else -(-whole_number("num_epochs", num_epochs) * len(loader) // n)
         )
         validation, out = self._held_out(val_loader), Path(output_dir)
         out.mkdir(parents=True, exist_ok=True)
@@ -258,7 +258,7 @@ class TrainingEngine:
             )
         if max_seq_len is None:
             return self.validate(test_dataloader, chunk_size)
-        most = positive_int("max_seq_len", max_seq_len)
+        most = whole_number("max_seq_len", max_seq_len)
         pairs = (targets_of(batch) for batch in getattr(test_dataloader, "loader", test_dataloader))
         return score(self.model, [(ids[:, :most], targets[:, :most]) for ids, targets in pairs], chunk_size)
 

@@ -7,8 +7,9 @@ import time
 import numpy as np
 
 from ..arrays import IGNORED, ids_and_targets, token_ids
+from ..config import whole_number
 from .chunking import ChunkedLoader, targets_of
-from .settings import positive_int, setting
+from .settings import setting
 
 SENTENCES = (
     "A recurrent network reads a text token by token and keeps what it has read in a state of fixed size.",
@@ -24,7 +25,7 @@ def process_long_sequence(model, tokenizer, text, chunk_size=1024):
     model: `rwkvtune.RWKV`; its `state` is afterwards the one after the text.  chunk_size: tokens of a chunk.
     Returns float32 array (1, T, V).  Raises ValueError (a text without tokens).
     """
-    size, ids = positive_int("chunk_size", chunk_size), np.asarray(tokenizer.encode(text))
+    size, ids = whole_number("chunk_size", chunk_size), np.asarray(tokenizer.encode(text))
     if not ids.size:
         raise ValueError("the text has no tokens; give at least one")
     model.reset_state(batch_size=1)
@@ -78,7 +79,7 @@ def score(model, loader, chunk_size=None):
     loader: iterable of batches, see `rwkvtune.hybrid.chunking.targets_of`; a `ChunkedLoader` as well.  chunk_size: tokens
     run at a time (default: the model's); the result does not depend on it.  Raises ValueError.
     """
-    size, result = positive_int("chunk_size", chunk_size or model.chunk_size), Score()
+    size, result = whole_number("chunk_size", chunk_size or model.chunk_size), Score()
     for batch in loader.loader if isinstance(loader, ChunkedLoader) else loader:
         ids, targets = ids_and_targets(*targets_of(batch), model.config.vocab_size)
         _score_sequence(model, ids, targets, size, result)
@@ -155,7 +156,7 @@ def evaluate_sequence_modeling(model, tokenizer, chunk_size=1024, args=None, tex
         speed_ratio (full / chunked latency), memory_ratio (bytes of activations and state of such a chunk / of chunk_size)}
     Raises ValueError (a text of fewer than two tokens, or outside the vocabulary), OSError.
     """
-    size = positive_int("chunk_size", chunk_size)
+    size = whole_number("chunk_size", chunk_size)
     texts = _texts(args, texts)
     sequences = [_encode(tokenizer, text, model.config.vocab_size) for text in texts]
     total, rows = Score(), []

@@ -5,13 +5,14 @@ import os
 from pathlib import Path
 
 from ..checkpoint import read_pth, read_safetensors, write_pth, write_safetensors
+from ..config import whole_number
 from ..errors import FormatError
 from ..model import RWKV
 from ..trainer import Trainer
 from .chunking import apply_chunking
 from .groups import INTEGRATOR, setup_groups
 from .runnable import runnable_config
-from .settings import positive_int, setting
+from .settings import setting
 from .setup import release_training_memory
 
 _MAP = "rwkv_layer_map"
@@ -47,14 +48,14 @@ class RWKVIntegrator:
             raise ValueError("the model has no RWKV layer; there is nothing to integrate")
         self.model, self.training_config = model, training_config
         self.model_config = model.config if model_config is None else model_config
-        self.chunk_size = positive_int("rwkv_chunk_size", setting(self.model_config, "rwkv_chunk_size", 1024))
+        self.chunk_size = whole_number("rwkv_chunk_size", setting(self.model_config, "rwkv_chunk_size", 1024))
 
     def apply_rwkv_optimizations(self):
         """Set the model's chunk size, make `model.state` for training_config's batch size, and turn state compression on
         where model_config asks for it.  Returns the model."""
         self.model.set_chunk_size(self.chunk_size)
         compress_states(self.model, self.model_config)
-        self.model.reset_state(positive_int("batch_size", setting(self.training_config, "batch_size", 1)))
+        self.model.reset_state(whole_number("batch_size", setting(self.training_config, "batch_size", 1)))
         return self.model
 
     def setup_rwkv_optimizer(self, optimizer=None, rwkv_lr_multiplier=1.0, att_weight_decay=0.0, ffn_weight_decay=0.0):

@@ -7,7 +7,7 @@ what each setting does in this package.  `model_config`, `memory_config`, `train
 
 from dataclasses import dataclass
 
-from .settings import positive_int
+from ..config import whole_number
 
 
 def _three_of_four(num_layers):
@@ -75,7 +75,7 @@ class ModelConfig3BRWKV:
             "max_position_embeddings",
             "rwkv_chunk_size",
         ):
-            setattr(self, name, positive_int(name, getattr(self, name)))
+            setattr(self, name, whole_number(name, getattr(self, name)))
         if self.rwkv_layer_indices is None:
             self.rwkv_layer_indices = _three_of_four(self.num_layers)
         if self.hidden_size % self.num_attention_heads:

@@ -24,10 +24,3 @@ def change_setting(source, name, value):
     else:
         setattr(source, name, value)
     return True
-
-
-def positive_int(name, value):
-    """`value` as int.  Raises ValueError where it is no integer of at least 1."""
-    if isinstance(value, bool) or not hasattr(value, "__index__") or value < 1:
-        raise ValueError(f"{name} is {value!r}; it must be an integer of at least 1")
-    return int(value)

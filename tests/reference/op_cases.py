@@ -261,8 +261,8 @@ def sigmoid_gate_cases(rng):
         )
 
 
-def norm_gate_cases(rng):
-    order = ("y", "w", "b", "g")
+def gate_functions(order, op, op_grad):
+    """(forward, backward) of a gate behind a norm per head, whose arguments are those of `order` and eps."""
 
     def headed(p):
         shape = p["y"].shape
@@ -270,12 +270,18 @@ def norm_gate_cases(rng):
         return [arrays[name] for name in order]
 
     def forward(p):
-        return dict(o=ops.norm_gate(*headed(p), p["eps"]).reshape(*p["g"].shape))
+        return dict(o=op(*headed(p), p["eps"]).reshape(*p["g"].shape))
 
     def backward(p):
-        grads = ops.norm_gate_grad(*headed(p), p["eps"], p["do_"].reshape(*p["y"].shape))
+        grads = op_grad(*headed(p), p["eps"], p["do_"].reshape(*p["y"].shape))
         return {"d" + name: grad.reshape(*p[name].shape) for name, grad in zip(order, grads)}
 
+    return forward, backward
+
+
+def norm_gate_cases(rng):
+    order = ("y", "w", "b", "g")
+    forward, backward = gate_functions(order, ops.norm_gate, ops.norm_gate_grad)
     for B, T, H, N in HEADS + [(2, 40, 12, 64)]:
         yield Case(
             given=dict(
@@ -351,19 +357,7 @@ def key_prep_cases(rng):
 
 def out_gate_cases(rng):
     order = ("y", "r", "k", "v", "r_k", "w", "b", "g")
-
-    def headed(p):
-        shape = p["y"].shape
-        arrays = dict(p, w=p["w"].reshape(*shape[2:]), b=p["b"].reshape(*shape[2:]), g=p["g"].reshape(*shape))
-        return [arrays[name] for name in order]
-
-    def forward(p):
-        return dict(o=ops.out_gate(*headed(p), p["eps"]).reshape(*p["g"].shape))
-
-    def backward(p):
-        grads = ops.out_gate_grad(*headed(p), p["eps"], p["do_"].reshape(*p["y"].shape))
-        return {"d" + name: grad.reshape(*p[name].shape) for name, grad in zip(order, grads)}
-
+    forward, backward = gate_functions(order, ops.out_gate, ops.out_gate_grad)
     for B, T, H, N in HEADS + [(2, 40, 12, 64)]:
         given = {name: draw(rng, B, T, H, N) for name in ("y", "r", "k", "v")}
         given |= dict(r_k=draw(rng, H, N), w=draw(rng, H * N), b=draw(rng, H * N), g=draw(rng, B * T, H * N))
