@@ -23,9 +23,13 @@ def op_fields(op: str) -> list[tuple[str, str]]:
     """[(field, kind)], kind one of "tensor", "tensors" (a list of up to 6), "int", "float", "ids"."""
 
 def run_op(backend: str, op: str, direction: str, args: Mapping[str, Any]) -> None:
-    """Runs one op in place on the given arrays (dtype real unless the op's header says float64; ids int32); direction "fwd" or "bwd".
+    """Runs one op in place on the given arrays (a weight may be a pair as in convert_weight; dtype real unless the op's header says float64; ids int32); direction "fwd" or "bwd".
     The arrays' shapes are the tensors' shapes (at most 4 dimensions). Missing fields are absent tensors or zeros.
     For tests: shapes are not compared with each other, so wrong ones read and write outside the arrays."""
+
+def convert_weight(weight: tuple[str, np.ndarray], format: str) -> np.ndarray:
+    """A tensor in another format.  weight: (format, C-contiguous array); "fp32": float32, "bf16": its bits in uint16, "fp16": float16,
+    "int8" and "int4": uint8 (rows, bytes of a row), see csrc/base/quant.h.  ValueError: numbers too large, or not finite in int8 and int4."""
 
 def select_isa(name: str) -> str:
     """Switches the cpu backend to another instruction set ("scalar", "avx2", "avx512", "neon") if this machine has it; returns the one in use."""
@@ -44,10 +48,11 @@ class State:
     def copy(self) -> State: ...
 
 class Model:
-    def __init__(self, config: Mapping[str, Any], backend: str = "cpu") -> None:
+    def __init__(self, config: Mapping[str, Any], backend: str = "cpu", weights: dict[str, tuple[str, np.ndarray]] | None = None) -> None:
         """config: {"vocab_size", "n_embd", "ln0": bool, "time_state": bool, "rope": bool, "head_size_divisor", "layers":
         [{"time_mix": "x070", "channel_mix": "x070", "head_size", "n_kv_head", "dim_ffn", "d_decay", "d_aaa", "d_mv", "d_gate", "d_mix"}, ...]}.
-        Parameters start as zeros."""
+        Parameters start as zeros.  weights: every parameter's (format, array) as in convert_weight, used where they lie and kept alive;
+        the model is then for inference: init, parameters, gradients and training are ValueErrors."""
     num_parameters: int
     backend: str
     real: str  # "float32" or "float64"
@@ -57,7 +62,8 @@ class Model:
     def describe(cls, config: Mapping[str, Any]) -> list[dict[str, Any]]:
         """`manifest` of a model of this configuration, without making it: no memory for weights."""
     def manifest(self) -> list[dict[str, Any]]:
-        """One row per parameter in checkpoint order: {"name", "shape", "decay": bool, "lr_scale": float, "optional": bool}.
+        """One row per parameter in checkpoint order: {"name", "shape", "decay": bool, "lr_scale": float, "optional": bool,
+        "formats": those it may be held in}.
         optional: may be missing from a file because the model never uses it (layer-0 v0, v1, v2)."""
     def parameters(self) -> dict[str, np.ndarray]:
         """name -> writable zero-copy view, dtype real, the checkpoint's shape; keeps the model alive."""

@@ -5,7 +5,8 @@
  *   RK_Q4   K/2 bytes, two values 0 to 15 each: w[i] = scale[i / 32] (q[i] - 8)       4.5 bits per weight
  * Byte j of a 4-bit block (16 bytes) holds element j in its low half and element 16 + j in its high half, so that a mask and
  * a shift give 16 consecutive elements each. Values and scales of a row lie together: a slice of rows is a pointer, and a
- * matrix is one range of a file. */
+ * matrix is one range of a file. A scale may be negative.
+ * Quantising minimises the squared error of each block: 8 bits by the largest weight, 4 bits by a search. */
 #ifndef RK_BASE_QUANT_H
 #define RK_BASE_QUANT_H
 
@@ -47,5 +48,17 @@ static inline void rk_row_to_f32(int dtype, const void *row, float *w, size_t K)
     else if (dtype == RK_F16) for (size_t i = 0; i < K; i++) w[i] = rk_f16_to_f32(half[i]);
     else memcpy(w, row, K * sizeof *w);
 }
+
+/* ---- quant.c ---- */
+
+/* "fp32", "bf16", "fp16", "int8", "int4", and back; -1 with a message for another name. */
+const char *rk_format_name(int dtype);
+int rk_format_find(const char *name);
+
+/* The inverse of rk_row_to_f32, to nearest. -1: a number is not finite (of quantised rows) or too large; fp16 keeps infinities. */
+int rk_row_from_f32(int dtype, const float *w, void *row, size_t K);
+
+/* All of a tensor to another format; both have one shape, of quantised ones a row is a whole number of blocks. */
+int rk_convert(RkTensor from, RkTensor to);
 
 #endif

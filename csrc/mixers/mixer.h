@@ -59,7 +59,10 @@ enum {
     P_LR2X = 2,        /* twice the learning rate */
     P_VALUE_GATE = 4,  /* unused, and optional in files, in the first layer that defines v_first */
     P_INIT_STATE = 8,  /* present only in models with a trained initial state; its row of state starts from it */
-    A_TRAIN = 16       /* a saved row that only training needs */
+    A_TRAIN = 16,      /* a saved row that only training needs */
+    P_MATRIX = 32,     /* read by the op `linear` alone: may be held in every format of weights */
+    P_HALF = 64,       /* read by `lowrank` or `embed` alone: may be held as bf16 or f16 */
+    P_WEIGHT = P_DECAY | P_MATRIX
 };
 typedef struct RkParamSpec { const char *name; RkShape shape; RkInit init; unsigned flags; } RkParamSpec;
 typedef struct RkRowSpec { const char *name; RkShape shape; unsigned flags; } RkRowSpec;

@@ -5,8 +5,8 @@
 
 /* clang-format off */
 #define PARAMS(P)                                                               \
-    P(fc,   "ffn.fc.weight",   SHAPE(D_F, D_C), NORMAL(0.02),      P_DECAY)     \
-    P(proj, "ffn.proj.weight", SHAPE(D_C, D_F), NORMAL_DEEP(0.02), P_DECAY)
+    P(fc,   "ffn.fc.weight",   SHAPE(D_F, D_C), NORMAL(0.02),      P_WEIGHT)    \
+    P(proj, "ffn.proj.weight", SHAPE(D_C, D_F), NORMAL_DEEP(0.02), P_WEIGHT)
 #define SAVED(A)   A(k, SHAPE(D_B, D_T, D_F), 0)
 #define SCRATCH(A) A(h, SHAPE(D_B, D_T, D_F), 0)
 /* clang-format on */

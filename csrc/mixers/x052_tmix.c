@@ -25,11 +25,11 @@ static double ramp_mix_rg(const RkInitAt *at, int i) { return share(at, i, 0.5 *
     P(mix_g, "att.time_mix_g", VEC, RAMP(ramp_mix_rg), 0)                                     \
     P(decay, "att.time_decay", SHAPE(D_H, D_N), RAMP(ramp_time_decay), P_LR2X)                \
     P(faaaa, "att.time_faaaa", SHAPE(D_H, D_N), RAMP(ramp_time_faaaa), 0)                     \
-    P(receptance, "att.receptance.weight", SHAPE(D_C, D_C), ORTHO(1),   P_DECAY)              \
-    P(key,        "att.key.weight",        SHAPE(D_C, D_C), ORTHO(0.1), P_DECAY)              \
-    P(value,      "att.value.weight",      SHAPE(D_C, D_C), ORTHO(1),   P_DECAY)              \
-    P(output,     "att.output.weight",     SHAPE(D_C, D_C), CONST(0),   P_DECAY)              \
-    P(gate,       "att.gate.weight",       SHAPE(D_C, D_C), ORTHO(0.1), P_DECAY)              \
+    P(receptance, "att.receptance.weight", SHAPE(D_C, D_C), ORTHO(1),   P_WEIGHT)             \
+    P(key,        "att.key.weight",        SHAPE(D_C, D_C), ORTHO(0.1), P_WEIGHT)             \
+    P(value,      "att.value.weight",      SHAPE(D_C, D_C), ORTHO(1),   P_WEIGHT)             \
+    P(output,     "att.output.weight",     SHAPE(D_C, D_C), CONST(0),   P_WEIGHT)             \
+    P(gate,       "att.gate.weight",       SHAPE(D_C, D_C), ORTHO(0.1), P_WEIGHT)             \
     P(ln_x_w, "att.ln_x.weight", SHAPE(D_C), RAMP(ramp_ln_x), 0)                              \
     P(ln_x_b, "att.ln_x.bias",   SHAPE(D_C), CONST(0),        0)                              \
     P(time_state, "att.time_state", SHAPE(D_H, D_N, D_N), CONST(0), P_INIT_STATE | P_DECAY)

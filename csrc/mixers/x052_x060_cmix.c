@@ -15,9 +15,9 @@ static double ramp_maa(const RkInitAt *at, int i) { return 1 - share(at, i, pow(
 #define PARAMS(P, prefix, ramp)                                                             \
     P(mix_k, "ffn." prefix "_k", SHAPE(1, 1, D_C), RAMP(ramp), 0)                           \
     P(mix_r, "ffn." prefix "_r", SHAPE(1, 1, D_C), RAMP(ramp), 0)                           \
-    P(key,        "ffn.key.weight",        SHAPE(D_F, D_C), ORTHO(1), P_DECAY)              \
-    P(receptance, "ffn.receptance.weight", SHAPE(D_C, D_C), CONST(0), P_DECAY)              \
-    P(value,      "ffn.value.weight",      SHAPE(D_C, D_F), CONST(0), P_DECAY)
+    P(key,        "ffn.key.weight",        SHAPE(D_F, D_C), ORTHO(1), P_WEIGHT)             \
+    P(receptance, "ffn.receptance.weight", SHAPE(D_C, D_C), CONST(0), P_WEIGHT)             \
+    P(value,      "ffn.value.weight",      SHAPE(D_C, D_F), CONST(0), P_WEIGHT)
 #define SAVED(A) A(k, SHAPE(D_B, D_T, D_F), 0) A(r, SHAPE(D_B, D_T, D_C), 0) A(v, SHAPE(D_B, D_T, D_C), 0)
 #define SCRATCH(A)                                                                          \
     A(xk, SHAPE(D_B, D_T, D_C), 0) A(xr, SHAPE(D_B, D_T, D_C), 0) A(h, SHAPE(D_B, D_T, D_F), 0) \

@@ -29,14 +29,14 @@ static double ramp_maa_rg(const RkInitAt *at, int i) { return 1 - share(at, i, 0
     P(maa_w1, "att.time_maa_w1", SHAPE(D_C, D_5DM),    CONST(0),      0)                      \
     P(maa_w2, "att.time_maa_w2", SHAPE(5, D_DM, D_C),  UNIFORM(0.01), 0)                      \
     P(decay,    "att.time_decay",    VEC,              RAMP(ramp_time_decay), P_LR2X)         \
-    P(decay_w1, "att.time_decay_w1", SHAPE(D_C, D_DW), CONST(0),      0)                      \
-    P(decay_w2, "att.time_decay_w2", SHAPE(D_DW, D_C), UNIFORM(0.01), 0)                      \
+    P(decay_w1, "att.time_decay_w1", SHAPE(D_C, D_DW), CONST(0),      P_HALF)                 \
+    P(decay_w2, "att.time_decay_w2", SHAPE(D_DW, D_C), UNIFORM(0.01), P_HALF)                 \
     P(faaaa, "att.time_faaaa", SHAPE(D_H, D_N), RAMP(ramp_time_faaaa), 0)                     \
-    P(receptance, "att.receptance.weight", SHAPE(D_C, D_C), ORTHO(1),   P_DECAY)              \
-    P(key,        "att.key.weight",        SHAPE(D_C, D_C), ORTHO(0.1), P_DECAY)              \
-    P(value,      "att.value.weight",      SHAPE(D_C, D_C), ORTHO(1),   P_DECAY)              \
-    P(output,     "att.output.weight",     SHAPE(D_C, D_C), CONST(0),   P_DECAY)              \
-    P(gate,       "att.gate.weight",       SHAPE(D_C, D_C), ORTHO(0.1), P_DECAY)              \
+    P(receptance, "att.receptance.weight", SHAPE(D_C, D_C), ORTHO(1),   P_WEIGHT)             \
+    P(key,        "att.key.weight",        SHAPE(D_C, D_C), ORTHO(0.1), P_WEIGHT)             \
+    P(value,      "att.value.weight",      SHAPE(D_C, D_C), ORTHO(1),   P_WEIGHT)             \
+    P(output,     "att.output.weight",     SHAPE(D_C, D_C), CONST(0),   P_WEIGHT)             \
+    P(gate,       "att.gate.weight",       SHAPE(D_C, D_C), ORTHO(0.1), P_WEIGHT)             \
     P(ln_x_w, "att.ln_x.weight", SHAPE(D_C), RAMP(ramp_ln_x), 0)                              \
     P(ln_x_b, "att.ln_x.bias",   SHAPE(D_C), CONST(0),        0)                              \
     P(time_state, "att.time_state", SHAPE(D_H, D_N, D_N), CONST(0), P_INIT_STATE | P_DECAY)

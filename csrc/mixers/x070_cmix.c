@@ -16,8 +16,8 @@ static double ramp_x_k(const RkInitAt *at, int i) {
 /* clang-format off */
 #define PARAMS(P)                                                              \
     P(x_k,   "ffn.x_k",          SHAPE(1, 1, D_C),   RAMP(ramp_x_k), 0)        \
-    P(key,   "ffn.key.weight",   SHAPE(D_F, D_C),    ORTHO(1),       P_DECAY)  \
-    P(value, "ffn.value.weight", SHAPE(D_C, D_F),    CONST(0),       P_DECAY)
+    P(key,   "ffn.key.weight",   SHAPE(D_F, D_C),    ORTHO(1),       P_WEIGHT) \
+    P(value, "ffn.value.weight", SHAPE(D_C, D_F),    CONST(0),       P_WEIGHT)
 #define SAVED(A)   A(k, SHAPE(D_B, D_T, D_F), 0)
 #define SCRATCH(A) A(xk, SHAPE(D_B, D_T, D_C), 0) A(h, SHAPE(D_B, D_T, D_F), 0)
 #define STATE(A)   A(ffn_shift, SHAPE(D_B, D_C), 0)

@@ -45,24 +45,24 @@ static double ramp_k_k(const RkInitAt *at, int i) { return 0.71 - 0.1 * (along(a
     P(x_r, "att.x_r", VEC, RAMP(ramp_x_rg), 0) P(x_w, "att.x_w", VEC, RAMP(ramp_x_wa), 0) \
     P(x_k, "att.x_k", VEC, RAMP(ramp_x_kv), 0) P(x_v, "att.x_v", VEC, RAMP(ramp_x_kv), 0) \
     P(x_a, "att.x_a", VEC, RAMP(ramp_x_wa), 0) P(x_g, "att.x_g", VEC, RAMP(ramp_x_rg), 0) \
-    P(w1, "att.w1", SHAPE(D_C, D_DW), CONST(0),        0)                               \
-    P(w2, "att.w2", SHAPE(D_DW, D_C), ORTHO_TALL(0.1), 0)                               \
+    P(w1, "att.w1", SHAPE(D_C, D_DW), CONST(0),        P_HALF)                          \
+    P(w2, "att.w2", SHAPE(D_DW, D_C), ORTHO_TALL(0.1), P_HALF)                          \
     P(w0, "att.w0", VEC,              RAMP(ramp_w0),   P_LR2X)                          \
-    P(a1, "att.a1", SHAPE(D_C, D_DA), CONST(0),        0)                               \
-    P(a2, "att.a2", SHAPE(D_DA, D_C), ORTHO_TALL(0.1), 0)                               \
+    P(a1, "att.a1", SHAPE(D_C, D_DA), CONST(0),        P_HALF)                          \
+    P(a2, "att.a2", SHAPE(D_DA, D_C), ORTHO_TALL(0.1), P_HALF)                          \
     P(a0, "att.a0", VEC,              RAMP(ramp_a0),   0)                               \
-    P(v1, "att.v1", SHAPE(D_C, D_DV), CONST(0),        P_VALUE_GATE)                    \
-    P(v2, "att.v2", SHAPE(D_DV, D_C), ORTHO_TALL(0.1), P_VALUE_GATE)                    \
+    P(v1, "att.v1", SHAPE(D_C, D_DV), CONST(0),        P_VALUE_GATE | P_HALF)           \
+    P(v2, "att.v2", SHAPE(D_DV, D_C), ORTHO_TALL(0.1), P_VALUE_GATE | P_HALF)           \
     P(v0, "att.v0", VEC,              RAMP(ramp_v0),   P_VALUE_GATE)                    \
-    P(g1, "att.g1", SHAPE(D_C, D_DG), CONST(0),        0)                               \
-    P(g2, "att.g2", SHAPE(D_DG, D_C), ORTHO_TALL(0.1), 0)                               \
+    P(g1, "att.g1", SHAPE(D_C, D_DG), CONST(0),        P_HALF)                          \
+    P(g2, "att.g2", SHAPE(D_DG, D_C), ORTHO_TALL(0.1), P_HALF)                          \
     P(k_k, "att.k_k", VEC, RAMP(ramp_k_k), 0)                                           \
     P(k_a, "att.k_a", VEC, CONST(1.02),    0)                                           \
     P(r_k, "att.r_k", SHAPE(D_H, D_N), CONST(-0.04), 0)                                 \
-    P(receptance, "att.receptance.weight", SHAPE(D_C, D_C), ORTHO(1),   P_DECAY)        \
-    P(key,        "att.key.weight",        SHAPE(D_C, D_C), ORTHO(0.1), P_DECAY)        \
-    P(value,      "att.value.weight",      SHAPE(D_C, D_C), ORTHO(1),   P_DECAY)        \
-    P(output,     "att.output.weight",     SHAPE(D_C, D_C), CONST(0),   P_DECAY)        \
+    P(receptance, "att.receptance.weight", SHAPE(D_C, D_C), ORTHO(1),   P_WEIGHT)       \
+    P(key,        "att.key.weight",        SHAPE(D_C, D_C), ORTHO(0.1), P_WEIGHT)       \
+    P(value,      "att.value.weight",      SHAPE(D_C, D_C), ORTHO(1),   P_WEIGHT)       \
+    P(output,     "att.output.weight",     SHAPE(D_C, D_C), CONST(0),   P_WEIGHT)       \
     P(ln_x_w, "att.ln_x.weight", SHAPE(D_C), RAMP(ramp_ln_x), 0)                        \
     P(ln_x_b, "att.ln_x.bias",   SHAPE(D_C), CONST(0),        0)                        \
     P(time_state, "att.time_state", SHAPE(D_H, D_N, D_N), CONST(0), P_INIT_STATE)

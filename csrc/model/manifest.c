@@ -11,12 +11,12 @@ enum { NORM_ROWS = 2 };
 #define NORM(name)                                 \
     {name ".weight", SHAPE(D_C), CONST(1), 0}, {name ".bias", SHAPE(D_C), CONST(0), 0}
 
-static const RkParamSpec emb_rows[] = {{"emb.weight", SHAPE(D_V, D_C), UNIFORM(1e-4), P_DECAY}};
+static const RkParamSpec emb_rows[] = {{"emb.weight", SHAPE(D_V, D_C), UNIFORM(1e-4), P_DECAY | P_HALF}};
 /* Without ln0 numbers that small would vanish in the epsilon of the first layer's norm. */
-static const RkParamSpec bare_emb_rows[] = {{"emb.weight", SHAPE(D_V, D_C), NORMAL(0.02), P_DECAY}};
+static const RkParamSpec bare_emb_rows[] = {{"emb.weight", SHAPE(D_V, D_C), NORMAL(0.02), P_DECAY | P_HALF}};
 static const RkParamSpec ln1_rows[NORM_ROWS] = {NORM("ln1")}, ln2_rows[NORM_ROWS] = {NORM("ln2")};
 static const RkParamSpec ln0_rows[NORM_ROWS] = {NORM("ln0")}, ln_out_rows[NORM_ROWS] = {NORM("ln_out")};
-static const RkParamSpec head_rows[] = {{"head.weight", SHAPE(D_V, D_C), ORTHO(0.5), P_DECAY}};
+static const RkParamSpec head_rows[] = {{"head.weight", SHAPE(D_V, D_C), ORTHO(0.5), P_WEIGHT}};
 
 /* ---- building the list ---- */
 
@@ -92,6 +92,12 @@ void rk_manifest_place(RkManifest *m, RkArena *a, int gradients) {
         RkTensor *t = gradients ? &m->param[i].grad : &m->param[i].value;
         *t = rk_arena_take(a, t->dtype, t->d);
     }
+}
+
+int rk_param_takes(const RkParam *p, int dtype) {
+    if (rk_quantised(dtype)) return (p->flags & P_MATRIX) && rk_cols(p->value) % RK_QUANT_BLOCK == 0;
+    if (dtype == RK_BF16 || dtype == RK_F16) return (p->flags & (P_MATRIX | P_HALF)) != 0;
+    return dtype == RK_F32;
 }
 
 size_t rk_manifest_numel(const RkManifest *m) {

@@ -36,6 +36,10 @@ void rk_manifest_place(RkManifest *m, RkArena *a, int gradients);
 /* The reference initialisation: each element is a function of (seed, name, index) alone. Host memory. */
 int rk_manifest_init(RkManifest *m, const RkConfig *cfg, uint64_t seed);
 
+/* Whether a parameter may be held in this format of weights: matrices in any whose blocks fit their rows, low-rank matrices
+ * and the embedding as bf16 or f16 too, everything else as float32 alone. */
+int rk_param_takes(const RkParam *p, int dtype);
+
 size_t rk_manifest_numel(const RkManifest *m);
 
 #endif

@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "base/parallel.h"
+#include "base/quant.h"
 
 int rk_model_create(RkModel *m, const RkConfig *cfg, const RkBackend *be) {
     memset(m, 0, sizeof *m);
@@ -23,6 +24,32 @@ int rk_model_create(RkModel *m, const RkConfig *cfg, const RkBackend *be) {
     return RK_OK;
 }
 
+/* The weight of a parameter, if it has its shape and a format that its ops read. */
+static int take_weight(RkParam *p, RkTensor weight) {
+    int same = 1;
+    for (int i = 0; i < 4; i++) same &= weight.d[i] == p->value.d[i];
+    RK_CHECK(same, "%s has another shape than the model's", p->name);
+    RK_CHECK(rk_param_takes(p, weight.dtype), "%s cannot be held as %s", p->name, rk_format_name(weight.dtype));
+    p->value = weight;
+    return RK_OK;
+}
+
+int rk_model_create_over(RkModel *m, const RkConfig *cfg, const RkBackend *be, const RkTensor *weights) {
+    memset(m, 0, sizeof *m);
+    RK_TRY(rk_config_check(cfg));
+    RK_CHECK(be->dtype == RK_F32, "weights in formats of their own need a float32 backend, not %s", be->name);
+    m->cfg = *cfg;
+    m->be = be;
+    RK_TRY(rk_manifest_build(&m->man, &m->cfg, be->dtype));
+    int rc = RK_OK;
+    for (int i = 0; !rc && i < m->man.n; i++) {
+        rc = take_weight(&m->man.param[i], weights[i]);
+        m->value_bytes += rk_bytes(weights[i]);
+    }
+    if (rc) rk_manifest_free(&m->man);
+    return rc;
+}
+
 void rk_model_free(RkModel *m) {
     rk_pages_free(m->values, m->value_bytes);
     rk_pages_free(m->grads, m->grad_bytes);
@@ -32,6 +59,7 @@ void rk_model_free(RkModel *m) {
 
 int rk_model_need_grads(RkModel *m) {
     if (m->grads) return RK_OK;
+    RK_CHECK(m->values, "the weights of this model are held for inference; load it with precision='fp32' to train it");
     m->grads = rk_pages_alloc(m->value_bytes);
     if (!m->grads) return rk_fail(RK_ENOMEM, "no memory for the gradients: %zu MiB", m->value_bytes >> 20);
     m->grad_bytes = m->value_bytes;

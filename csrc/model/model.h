@@ -12,12 +12,16 @@ typedef struct RkModel {
     RkConfig cfg;
     const RkBackend *be;
     RkManifest man;
-    void *values, *grads; /* one allocation each; grads is NULL until needed */
+    void *values, *grads; /* one allocation each; grads is NULL until needed, values where the weights lie elsewhere */
     size_t value_bytes, grad_bytes;
     RkWork work;
 } RkModel;
 
 int rk_model_create(RkModel *m, const RkConfig *cfg, const RkBackend *be);
+
+/* A model for inference over weights that lie elsewhere, one per row of the manifest, which must outlive it. */
+int rk_model_create_over(RkModel *m, const RkConfig *cfg, const RkBackend *be, const RkTensor *weights);
+
 void rk_model_free(RkModel *m);
 int rk_model_need_grads(RkModel *m); /* allocates them as zeros the first time */
 void rk_model_zero_grads(RkModel *m);

@@ -9,10 +9,28 @@
 #include <string.h>
 
 #include "base/parallel.h"
+#include "base/quant.h"
 #include "ops/ops.h"
 
 /* The elements of a tensor argument. */
 #define P(t) ((real *)(t).p)
+
+/* Element i of row r of a stored weight, whatever its format. */
+static inline real weight(RkTensor t, size_t r, size_t i) {
+    enum { HALF = RK_QUANT_BLOCK / 2 };
+    size_t cols = (size_t)rk_cols(t), block = i / RK_QUANT_BLOCK, at = i % RK_QUANT_BLOCK;
+    const void *row = rk_slice_rows(t, r, 1).p;
+    switch (t.dtype) {
+    case RK_BF16: return (real)rk_bf16_to_f32(((const uint16_t *)row)[i]);
+    case RK_F16: return (real)rk_f16_to_f32(((const uint16_t *)row)[i]);
+    case RK_Q8: return (real)rk_f16_to_f32(rk_q8_scales(row, cols)[block]) * (real)((const int8_t *)row)[i];
+    case RK_Q4: {
+        int pair = ((const uint8_t *)row)[block * HALF + at % HALF], q = at < HALF ? pair & 15 : pair >> 4;
+        return (real)rk_f16_to_f32(rk_q4_scales(row, cols)[block]) * (real)(q - 8);
+    }
+    default: return ((const real *)row)[i];
+    }
+}
 
 static inline real sigmoid(real x) { return 1 / (1 + (real)exp(-x)); }
 

@@ -135,7 +135,8 @@ static int module_exec(PyObject *module) {
     int rc = rk_kernels_init(); /* fails where RWKVTUNE_ISA asks for what there is not */
     if (rc) return rk_py_raise(st, rc), -1;
     rk_gemm_init();
-    if (rk_py_add_ops(module) < 0 || rk_py_add_model(module) < 0 || rk_py_add_trainer(module) < 0) return -1;
+    if (rk_py_add_ops(module) < 0 || rk_py_add_weights(module) < 0) return -1;
+    if (rk_py_add_model(module) < 0 || rk_py_add_trainer(module) < 0) return -1;
     if (rk_py_add_tokenizer(module) < 0 || rk_py_add_dataset(module) < 0) return -1;
     return rk_py_add_jsonl(module);
 }

@@ -31,5 +31,6 @@ int rk_py_add_tokenizer(PyObject *module);
 int rk_py_add_dataset(PyObject *module);
 int rk_py_add_jsonl(PyObject *module);
 int rk_py_add_ops(PyObject *module);
+int rk_py_add_weights(PyObject *module);
 
 #endif

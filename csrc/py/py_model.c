@@ -2,6 +2,7 @@
 #include "py/py_model.h"
 
 #include "base/parallel.h"
+#include "base/quant.h"
 #include "py/py_config.h"
 
 /* ---- helpers shared with other files ---- */
@@ -60,11 +61,27 @@ static int state_arg(RkPyModel *self, PyObject *value, int B, const char *name, 
 
 /* ---- life ---- */
 
+/* The core of a new object; 0, or -1 with an exception. */
+static int create(RkPyModel *self, const RkConfig *cfg, const RkBackend *be, PyObject *weights) {
+    RkPyState *st = rk_py_state_of(Py_TYPE(self));
+    if (weights == Py_None) {
+        int rc = rk_model_create(&self->model, cfg, be);
+        return rc ? rk_py_raise(st, rc), -1 : 0;
+    }
+    if (!PyDict_Check(weights)) return PyErr_SetString(PyExc_ValueError, "weights must be a dict"), -1;
+    self->held = PyDict_Copy(weights);
+    RkTensor *given = self->held ? rk_py_weights(self->held, cfg, st) : NULL;
+    if (!given) return -1;
+    int rc = rk_model_create_over(&self->model, cfg, be, given);
+    PyMem_Free(given);
+    return rc ? rk_py_raise(st, rc), -1 : 0;
+}
+
 static PyObject *model_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"config", "backend", NULL};
-    PyObject *dict;
+    static char *names[] = {"config", "backend", "weights", NULL};
+    PyObject *dict, *weights = Py_None;
     const char *backend = "cpu";
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|s:Model", names, &dict, &backend)) return NULL;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|sO:Model", names, &dict, &backend, &weights)) return NULL;
     RkPyState *st = rk_py_state_of(type);
     const RkBackend *be = rk_backend_find(backend);
     if (!be) return rk_py_raise(st, RK_EINVAL);
@@ -73,11 +90,7 @@ static PyObject *model_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     RkPyModel *self = rk_py_config(dict, st, cfg) < 0 ? NULL : (RkPyModel *)type->tp_alloc(type, 0);
     if (self) {
         pthread_mutex_init(&self->lock, NULL);
-        int rc = rk_model_create(&self->model, cfg, be);
-        if (rc) {
-            Py_CLEAR(self);
-            rk_py_raise(st, rc);
-        }
+        if (create(self, cfg, be, weights) < 0) Py_CLEAR(self);
     }
     PyMem_Free(cfg);
     return (PyObject *)self;
@@ -87,13 +100,22 @@ static void model_dealloc(PyObject *op) {
     RkPyModel *self = (RkPyModel *)op;
     PyTypeObject *type = Py_TYPE(op);
     rk_model_free(&self->model);
+    Py_XDECREF(self->held);
     pthread_mutex_destroy(&self->lock);
     type->tp_free(op);
     Py_DECREF(type);
 }
 
+/* 0 where the weights are the model's own, which may be written; else -1 with an exception. */
+static int own_weights(RkPyModel *self) {
+    if (!self->held) return 0;
+    PyErr_SetString(PyExc_ValueError, "the weights of this model are held for inference and cannot be written");
+    return -1;
+}
+
 static PyObject *model_init(PyObject *op, PyObject *arg) {
     RkPyModel *self = (RkPyModel *)op;
+    if (own_weights(self) < 0) return NULL;
     unsigned long long seed = PyLong_AsUnsignedLongLongMask(arg);
     if (PyErr_Occurred()) return NULL;
     int rc;
@@ -111,13 +133,25 @@ static PyObject *shape_of(RkTensor t) {
     return shape;
 }
 
+/* The formats a parameter may be held in. */
+static PyObject *formats_of(const RkParam *p) {
+    static const int all[] = {RK_F32, RK_BF16, RK_F16, RK_Q8, RK_Q4};
+    PyObject *list = PyList_New(0);
+    for (size_t i = 0; list && i < sizeof all / sizeof *all; i++) {
+        PyObject *name = rk_param_takes(p, all[i]) ? PyUnicode_FromString(rk_format_name(all[i])) : NULL;
+        if (name && PyList_Append(list, name) < 0) Py_CLEAR(list);
+        Py_XDECREF(name);
+    }
+    return list;
+}
+
 static PyObject *manifest_rows(const RkManifest *man) {
     PyObject *list = PyList_New(0);
     for (int i = 0; list && i < man->n; i++) {
         const RkParam *p = &man->param[i];
-        PyObject *row = Py_BuildValue("{s:s,s:N,s:N,s:d,s:N}", "name", p->name, "shape", shape_of(p->value), "decay",
+        PyObject *row = Py_BuildValue("{s:s,s:N,s:N,s:d,s:N,s:N}", "name", p->name, "shape", shape_of(p->value), "decay",
                                       PyBool_FromLong(p->flags & P_DECAY), "lr_scale", p->flags & P_LR2X ? 2.0 : 1.0,
-                                      "optional", PyBool_FromLong(p->optional));
+                                      "optional", PyBool_FromLong(p->optional), "formats", formats_of(p));
         if (!row || PyList_Append(list, row) < 0) Py_CLEAR(list);
         Py_XDECREF(row);
     }
@@ -151,6 +185,7 @@ static RkTensor pick_grad(void *ctx, int i) { return ((RkManifest *)ctx)->param[
 
 static PyObject *model_parameters(PyObject *op, PyObject *unused) {
     (void)unused;
+    if (own_weights((RkPyModel *)op) < 0) return NULL;
     return rk_py_named((RkPyModel *)op, pick_value, &((RkPyModel *)op)->model.man, op);
 }
 

@@ -11,6 +11,7 @@
 typedef struct RkPyModel {
     PyObject_HEAD
     RkModel model;
+    PyObject *held;       /* the arrays its weights lie in; NULL when they are its own */
     pthread_mutex_t lock; /* taken after the GIL is released: one call at a time */
 } RkPyModel;
 
@@ -48,6 +49,12 @@ PyObject *rk_py_named(RkPyModel *m, RkPyPick pick, void *ctx, PyObject *owner);
 
 /* {"parameters": ..., "total": ...} */
 PyObject *rk_py_sizes(size_t parameters, size_t gradients, size_t moments, size_t activations, size_t state, size_t scratch);
+
+/* A tensor over the memory of a pair (format, array); 0, or -1 with an exception that names it. */
+int rk_py_weight(PyObject *pair, const char *name, RkTensor *out);
+
+/* Those of a dict in the manifest's order, from PyMem; NULL with an exception. */
+RkTensor *rk_py_weights(PyObject *dict, const RkConfig *cfg, RkPyState *st);
 
 int rk_py_add_state(PyObject *module);
 int rk_py_add_generate(PyObject *module);

@@ -1,5 +1,5 @@
 /* py_ops.c - any op of any backend, called by name on NumPy arrays: what the op tests are made of. */
-#include "py/py.h"
+#include "py/py_model.h"
 
 #include <string.h>
 
@@ -38,8 +38,9 @@ static PyObject *op_fields(PyObject *module, PyObject *arg) {
     return list;
 }
 
-/* A tensor over an array's memory; the array stays alive because the caller's dict holds it. */
+/* A tensor over an array's memory, or over that of a pair (format, array) of weights; the array stays alive because the caller's dict holds it. */
 static int as_tensor(PyObject *value, const char *field, RkTensor *out) {
+    if (PyTuple_Check(value)) return rk_py_weight(value, field, out);
     PyArrayObject *a = (PyArrayObject *)value;
     int ok = PyArray_Check(value) && PyArray_IS_C_CONTIGUOUS(a) && PyArray_NDIM(a) >= 1 && PyArray_NDIM(a) <= 4 &&
              (PyArray_TYPE(a) == NPY_FLOAT32 || PyArray_TYPE(a) == NPY_FLOAT64) && PyArray_SIZE(a) > 0 && PyArray_ISWRITEABLE(a);

@@ -1,4 +1,5 @@
 /* embed.h - token embedding: y_r = w[id_r]; backward: dw[id_r] += dy_r (ids may repeat).
+ * In the forward w may be bf16 or f16.
  * Every id is in [0, V); the model checks that before any op runs. R = B*T. */
 #ifndef RK_OPS_EMBED_H
 #define RK_OPS_EMBED_H

@@ -1,13 +1,13 @@
 #include "ops/backend_cpu.h"
 
-#include <string.h>
+#include "base/quant.h"
 
 static void embed_rows(void *ctx, size_t task) {
     const RkEmbed *o = ctx;
     size_t C = (size_t)rk_cols(o->y);
     RkCpuRange rows = rk_cpu_range(task, rk_cpu_rows_per_task(C), rk_rows(o->y));
     for (size_t r = rows.lo; r < rows.hi; r++)
-        memcpy(rk_f32(o->y) + r * C, rk_f32(o->w) + (size_t)o->ids[r] * C, C * sizeof(float));
+        rk_row_to_f32(o->w.dtype, rk_slice_rows(o->w, (size_t)o->ids[r], 1).p, rk_f32(o->y) + r * C, C);
 }
 
 int rk_cpu_embed_fwd(const RkEmbed *o) {

@@ -1,4 +1,5 @@
 /* linear.h - y = x w^T, w stored (out, in) as in checkpoints.
+ * In the forward w may be of any format of weights: bf16, f16, 8 or 4 bits (base/quant.h).
  * Backward, in this order: dw += dy^T x, then dx = dy w (written; may be x). Either is skipped when absent. */
 #ifndef RK_OPS_LINEAR_H
 #define RK_OPS_LINEAR_H

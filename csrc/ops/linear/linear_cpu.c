@@ -3,6 +3,7 @@
 #include "ops/backend_cpu.h"
 
 #include "base/gemm.h"
+#include "base/quant.h"
 
 enum { FEW_ROWS_WEIGHTS = 1 << 15 /* weights one task reads */ };
 
@@ -17,8 +18,27 @@ static void few_rows_task(void *ctx, size_t task) {
     rk_k.rows_times_transposed(a, out.lo, out.hi);
 }
 
+/* w of another format: a task turns its rows into float32 and applies them to all rows of x. */
+static void stored_task(void *ctx, size_t task) {
+    const RkLinear *o = ctx;
+    size_t K = (size_t)rk_cols(o->w), M = rk_rows(o->w), R = rk_numel(o->x) / K;
+    RkCpuRange out = rk_cpu_range(task, outputs_per_task(K), M);
+    float *w = rk_thread_scratch(outputs_per_task(K) * K * sizeof *w);
+    for (size_t m = out.lo; m < out.hi; m++)
+        rk_row_to_f32(o->w.dtype, rk_slice_rows(o->w, m, 1).p, w + (m - out.lo) * K, K);
+    for (size_t r = 0; r < R; r += RK_FEW_ROWS) {
+        size_t n = R - r < RK_FEW_ROWS ? R - r : RK_FEW_ROWS;
+        RkRowsTimesTransposed a = {rk_f32(o->x) + r * K, w, rk_f32(o->y) + r * M + out.lo, n, K, M};
+        rk_k.rows_times_transposed(&a, 0, out.hi - out.lo);
+    }
+}
+
 int rk_cpu_linear_fwd(const RkLinear *o) {
     size_t K = (size_t)rk_cols(o->w), M = rk_rows(o->w), R = rk_numel(o->x) / K;
+    if (o->w.dtype != RK_F32) {
+        rk_parallel(rk_cpu_tasks(M, outputs_per_task(K)), stored_task, (void *)o);
+        return RK_OK;
+    }
     if (R <= RK_FEW_ROWS) {
         RkRowsTimesTransposed a = {rk_f32(o->x), rk_f32(o->w), rk_f32(o->y), R, K, M};
         rk_parallel(rk_cpu_tasks(M, outputs_per_task(K)), few_rows_task, &a);

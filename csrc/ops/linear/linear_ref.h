@@ -9,7 +9,7 @@ static void linear_fwd_row(void *ctx, size_t r) {
     const LinearRef *s = ctx;
     for (size_t m = 0; m < s->M; m++) {
         real sum = 0;
-        for (size_t k = 0; k < s->K; k++) sum += P(s->o->x)[r * s->K + k] * P(s->o->w)[m * s->K + k];
+        for (size_t k = 0; k < s->K; k++) sum += P(s->o->x)[r * s->K + k] * weight(s->o->w, m, k);
         P(s->o->y)[r * s->M + m] = sum;
     }
 }

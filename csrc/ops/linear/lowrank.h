@@ -1,4 +1,5 @@
 /* lowrank.h - y = bias + f(x m1) m2, the small matrices stored (in, out) as in checkpoints.
+ * In the forward m1 and m2 may be bf16 or f16.
  * f: 0 identity, 1 tanh, 2 sigmoid. h = f(x m1) is saved for the backward; dh is scratch.
  * Backward: dh = (dy m2^T) f'(h);  dm2 += h^T dy;  dbias += sum_rows dy;  dm1 += x^T dh;  and last dx = dh m1^T (may be x). */
 #ifndef RK_OPS_LOWRANK_H

@@ -13,12 +13,12 @@ static int lowrank_fwd(const RkLowrank *o) {
         real *h = P(o->h) + r * D, *y = P(o->y) + r * O;
         for (size_t d = 0; d < D; d++) {
             real sum = 0;
-            for (size_t c = 0; c < C; c++) sum += P(o->x)[r * C + c] * P(o->m1)[c * D + d];
+            for (size_t c = 0; c < C; c++) sum += P(o->x)[r * C + c] * weight(o->m1, c, d);
             h[d] = lowrank_act(o->act, sum);
         }
         for (size_t i = 0; i < O; i++) {
             real sum = 0;
-            for (size_t d = 0; d < D; d++) sum += h[d] * P(o->m2)[d * O + i];
+            for (size_t d = 0; d < D; d++) sum += h[d] * weight(o->m2, d, i);
             y[i] = sum + (o->bias.p ? P(o->bias)[i] : 0);
         }
     }
