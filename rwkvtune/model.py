@@ -15,9 +15,10 @@ from .config import ModelConfig, whole_number
 from .errors import DeviceError, FormatError
 from .state import RWKVState, rows_to_arrays, to_core
 from .state_codec import check_encoding
+from .weights import HeldParameters, file_formats, held_formats, hold, precision_of, stored_tensor
 
 _BACKENDS = ("cpu", "ref")
-_PRECISIONS = ("fp32", "bf16", "fp16", "fp64")
+_PRECISIONS = ("fp32", "bf16", "fp16", "int8", "int4", "fp64")
 UNTOLD = ("ctx_len", "head_size_divisor", "head_size_a", "rope")  # of a ModelConfig, what weights do not tell
 _L2WRAP = 1e-4
 _TIME_STATE = "att.time_state"
@@ -51,9 +52,10 @@ def _check_device(device):
 
 
 def _core_backend(backend, precision):
+    """The core's name of a backend.  Raises ValueError (backend, precision)."""
     if backend not in _BACKENDS:
         raise ValueError(f"backend is {backend!r}; allowed are {', '.join(map(repr, _BACKENDS))}")
-    if precision not in _PRECISIONS:
+    if precision not in (*_PRECISIONS, "file"):
         raise ValueError(f"precision is {precision!r}; allowed are {', '.join(map(repr, _PRECISIONS))}")
     if precision == "fp64" and backend != "ref":
         raise ValueError("precision 'fp64' exists on backend='ref' only")
@@ -93,8 +95,8 @@ class RWKV:
     """An RWKV language model.
 
     config: `ModelConfig`.  seed: of the reference initialisation.  device: "cpu" (default) or "auto".
-    precision: "fp32" (default); "bf16", "fp16": weights rounded to that type, arithmetic in float32; "fp64" with
-    backend="ref".  backend: "cpu" (default, fast) or "ref" (the textbook implementation, slow).
+    precision: "fp32" (default); "bf16", "fp16", "int8", "int4": a model for inference whose weights are held in that format,
+    with arithmetic in float32; "fp64" with backend="ref".  backend: "cpu" (default, fast) or "ref" (the textbook implementation, slow).
     Raises ValueError (an argument), DeviceError (no such device here), NotImplementedError (a kind of layer that
     this build lacks).
 
@@ -105,16 +107,24 @@ class RWKV:
     """
 
     def __init__(self, config, seed=0, device="cpu", precision="fp32", backend="cpu"):
+        if precision == "file":
+            raise ValueError("precision 'file' is for RWKV.load: a new model has no file")
         self._build(config, device, precision, backend)
-        self._core.init(int(seed))
-        self._round_weights()
+        own = self._core or _rwkvcore.Model(config.to_core_dict(), backend)
+        own.init(int(seed))
+        if not self.trainable:
+            self._hold(own.parameters())
 
     def _build(self, config, device, precision, backend):
+        """Everything but the numbers of the weights; a model for inference gets its core with them, from `_hold`."""
         if not isinstance(config, ModelConfig):
             raise ValueError(f"config is a {type(config).__name__}; it must be a ModelConfig")
         self.config, self.device, self.precision, self.backend = config, _check_device(device), precision, backend
+        core_backend, self._core, self._weights = _core_backend(backend, precision), None, None
         try:
-            self._core = _rwkvcore.Model(config.to_core_dict(), _core_backend(backend, precision))
+            self._rows = _rwkvcore.Model.describe(config.to_core_dict())
+            if precision in ("fp32", "fp64"):
+                self._core = _rwkvcore.Model(config.to_core_dict(), core_backend)
         except NotImplementedError as error:
             raise NotImplementedError(
                 f"this version of rwkvtune cannot run layers of kind {' and '.join(config.kinds)} yet ({error});"
@@ -124,16 +134,21 @@ class RWKV:
         self._gradients_in_use = Lock()
         self._state_compression = self._state = None
 
-    def _round_weights(self):
-        """Weights to the nearest numbers of the model's precision."""
-        if self.precision == "fp16":
-            for value in self._core.parameters().values():
-                value[...] = value.astype(np.float16)
-        elif self.precision == "bf16":
-            from .checkpoint.lazy_tensor import round_to_bfloat16, widen_bfloat16
+    def _hold(self, tensors):
+        """Takes the weights of a model for inference, in the formats of its precision."""
+        formats = held_formats(self._rows, tensors, self.precision)
+        self._take(hold(self._rows, tensors, formats))
+        if self.precision == "file":
+            self.precision = precision_of(self._rows, formats)
 
-            for value in self._core.parameters().values():
-                value[...] = widen_bfloat16(round_to_bfloat16(value.reshape(-1))).reshape(value.shape)
+    def _take(self, weights):
+        self._weights = weights
+        self._core = _rwkvcore.Model(self.config.to_core_dict(), self.backend, weights)
+
+    @property
+    def trainable(self):
+        """bool: the weights are float32 numbers of the model's own, which training and `named_parameters` may write."""
+        return self._weights is None and self.precision in ("fp32", "fp64")
 
     def __repr__(self):
         return f"RWKV({self.config.summary()}, {self.num_parameters:,} parameters, {self.precision} on {self.device})"
@@ -141,9 +156,10 @@ class RWKV:
     def __reduce__(self):
         """Copies and pickles are models of their own: configuration, weights and `state`, nothing else is kept."""
         state = None if self.state is None else self.state.detached()
-        weights = {name: value.copy() for name, value in self.named_parameters().items()}
-        settings = (self._chunk_size, self._state_compression, state)
-        return _rebuilt, (self.config.to_dict(), self.precision, self.backend, settings, weights)
+        weights = self._weights or {name: value.copy() for name, value in self.named_parameters().items()}
+        settings = (self.precision, self._chunk_size, self._state_compression, state)
+        precision = self.precision if self.trainable else "file"
+        return _rebuilt, (self.config.to_dict(), precision, self.backend, settings, weights)
 
     # ---- weights ----
 
@@ -151,12 +167,15 @@ class RWKV:
     def load(cls, path, device="cpu", precision="fp32", backend="cpu", config=None, time_state=None, **overrides):
         """A model from a weight file; version and sizes are read from its tensors.
 
-        path: `.pth` (as torch or RWKV-LM write it) or `.safetensors`.  device, precision, backend: as in `RWKV`.
+        path: `.pth` (as torch or RWKV-LM write it) or `.safetensors`.  device, backend: as in `RWKV`.
+        precision: as in `RWKV`, or "file": each weight as the file has it.  All but "fp32" and "fp64" give a model for inference;
+        what the file holds in the format wanted is then read where it lies, in the mapped file.
         overrides: what weights do not tell: ctx_len, head_size_divisor, head_size_a and rope of attention layers.
         config: a ModelConfig that the file must fit, instead of reading the sizes from it.
         time_state: a second file, whose trained initial states (blocks.N.att.time_state, one per RWKV layer, (H, value, key))
         the model begins its texts from; saving the model merges the two.
-        Raises FileNotFoundError, FormatError (not a weight file; tensors missing, unexpected or misshapen, all named).
+        Raises FileNotFoundError, FormatError (not a weight file; tensors missing, unexpected or misshapen, all named), ValueError
+        (an argument; numbers too large for the precision).
         """
         from .checkpoint import read_checkpoint
 
@@ -173,21 +192,23 @@ class RWKV:
         model = cls.__new__(cls)
         model._build(config, device, precision, backend)
         model._fill(tensors, source)
-        model._round_weights()
         return model
 
     def load_state_dict(self, tensors):
-        """Replace the weights.  tensors: mapping name -> array of its shape.  Raises FormatError as `load` does."""
+        """Replace the weights.  tensors: mapping name -> array of its shape.  Raises FormatError as `load` does.
+
+        A model for inference turns them into its precision; states made before belong to the old weights.
+        """
         self._fill({name: to_array(value, name) for name, value in tensors.items()}, "the given weights")
-        self._round_weights()
+        self._state = None if self._state is None else self._state.detached()
 
     def _fill(self, tensors, source):
-        """Copies weights in, after all names and shapes have been compared.
+        """Takes weights, after all names and shapes have been compared.
 
         Tensors the model never uses (v0, v1, v2 of its first layer) may be missing and then stay zero.
         """
         problems, wanted = [], {}
-        for row in self._core.manifest():
+        for row in self._rows:
             name, shape = row["name"], tuple(row["shape"])
             wanted[name] = shape
             if name not in tensors:
@@ -203,6 +224,9 @@ class RWKV:
             raise FormatError(
                 f"{source} does not fit this model ({self.config.summary()}): {'; '.join(problems[:8])}{more}"
             )
+        if not self.trainable:
+            self._hold(tensors)
+            return
         for name, view in self._core.parameters().items():
             if name in tensors:
                 value = tensors[name]
@@ -212,10 +236,12 @@ class RWKV:
     def save(self, path, dtype=None):
         """Write the weights under RWKV-LM's names and shapes, at once or not at all.
 
-        path: ends in `.pth` (torch.load reads it) or `.safetensors`.  dtype: "fp32", "bf16", "fp16"; default: the
-        model's precision.  Raises ValueError (path, dtype), OSError with the path.
+        path: ends in `.pth` (torch.load reads it) or `.safetensors`.  dtype: "fp32", "bf16", "fp16", or for `.safetensors` "int8",
+        "int4", which concern the matrices; default: the model's precision.
+        Raises ValueError (path, dtype), OSError with the path.
         """
-        self._write(path, self.named_parameters(), dtype)
+        held = self._weights and {name: stored_tensor(weight) for name, weight in self._weights.items()}
+        self._write(path, held or self.named_parameters(), dtype)
 
     def save_time_state(self, path, dtype=None):
         """Write the initial states alone: blocks.N.att.time_state of every RWKV layer, (H, value, key), as RWKV-LM and
@@ -237,13 +263,18 @@ class RWKV:
             raise ValueError(
                 f"path is {os.fspath(path)!r}; its ending decides the format and must be .pth or .safetensors"
             )
-        writers[ending](
-            path, tensors, dtype=dtype or (None if self.precision == "fp64" else self.precision)
-        )
+        precision = dtype or (None if self.precision in ("fp64", "mixed") else self.precision)
+        if precision in ("int8", "int4"):
+            precision = file_formats(self._rows, tensors, precision)
+        writers[ending](path, tensors, dtype=precision)
 
     def named_parameters(self):
-        """dict: RWKV-LM's name -> float32 view (float64 in fp64) in RWKV-LM's shape; writing to it changes the model."""
-        return self._core.parameters()
+        """RWKV-LM's name -> array in RWKV-LM's shape.
+
+        A dict of float32 views (float64 in fp64): writing to one changes the model.  Of a model for inference (`trainable` is
+        False) a mapping that makes a read-only float32 array whenever one is looked up.
+        """
+        return self._core.parameters() if self._weights is None else HeldParameters(self._weights)
 
     @property
     def num_parameters(self):
@@ -472,9 +503,12 @@ def _rebuilt(config, precision, backend, settings, weights):
     """The model of `RWKV.__reduce__`."""
     model = RWKV.__new__(RWKV)
     model._build(ModelConfig.from_dict(config), "cpu", precision, backend)
-    for name, view in model.named_parameters().items():
-        view[...] = weights[name]
-    model._chunk_size, model._state_compression, model._state = settings
+    if model.trainable:
+        for name, view in model.named_parameters().items():
+            view[...] = weights[name]
+    else:
+        model._take(weights)
+    model.precision, model._chunk_size, model._state_compression, model._state = settings
     return model
 
 

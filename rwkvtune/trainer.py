@@ -57,13 +57,13 @@ class Trainer:
     def __init__(self, model, config=None):
         if not isinstance(model, RWKV):
             raise ValueError(f"model is a {type(model).__name__}; it must be an RWKV")
+        if not model.trainable:
+            raise ValueError(f"the weights of this model are held for inference ({model.precision}); load it with precision='fp32' to train it")
         self.model, self.config = model, config if config is not None else TrainingConfig()
         if self.config.precision not in ("fp32", "fp64") and model.device == "cpu":
             _say_once(
                 f"(precision={self.config.precision!r}: the CPU computes in float32; weights can be saved as bf16)"
             )
-        if model.precision in ("bf16", "fp16"):
-            model.precision = "fp32"  # from the first step on the weights are float32 numbers
         self._trainable = self._trained_names()
         c = self.config
         self._core = _rwkvcore.Trainer(

@@ -261,11 +261,12 @@ def _model_type(layers):
 
 
 def precision_of(dtypes):
-    """The dtype all floating-point tensors have, in the short form, "mixed" where they differ."""
-    from .lazy_tensor import FLOATING, PRECISIONS
+    """The dtype all floating-point tensors have, in the short form, "mixed" where they differ.  Quantised matrices name a file
+    by themselves: what stands beside them is never quantised."""
+    from .lazy_tensor import FLOATING, FORMATS, QUANTISED
 
-    short = {long: short for short, long in PRECISIONS.items()}
-    found = {short.get(dtype, dtype) for dtype in dtypes if dtype in FLOATING}
+    dtypes = set(dtypes)
+    found = {FORMATS.get(dtype, dtype) for dtype in dtypes & set(QUANTISED) or dtypes & set(FLOATING)}
     return found.pop() if len(found) == 1 else "mixed" if found else None
 
 
@@ -274,7 +275,7 @@ def inspect_checkpoint(path):
 
     path: a `.pth` or `.safetensors` file.
     Returns a `CheckpointInfo`, a dict: checkpoint_path (str), file_size_mb (bytes / 1048576), num_parameters (elements of all tensors),
-    keys_sample (the first ten names), and detected_config (as `detect`, plus dtype: "fp32", "bf16", "fp16",
+    keys_sample (the first ten names), and detected_config (as `detect`, plus dtype: "fp32", "bf16", "fp16", "int8", "int4",
     "float64" or "mixed") or, where the tensors are no supported model, detection_error (str).
     Raises FileNotFoundError, FormatError (the file cannot be read), OSError.
     """

@@ -24,7 +24,11 @@ STORED_AS = {
     "float8_e4m3fnuz": "<u1", "float8_e5m2fnuz": "<u1", "float8_e8m0fnu": "<u1",
 }  # fmt: skip
 FLOATING = ("float64", "float32", "bfloat16", "float16")
-PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+# Weights of 8 and 4 bits, a scale for each 32 of a row (csrc/base/quant.h) -> bytes of such a block.
+QUANTISED = {"int8_block32": 34, "int4_block32": 18}
+_BLOCK = 32
+PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "int8": "int8_block32", "int4": "int4_block32"}
+FORMATS = {dtype: precision for precision, dtype in PRECISIONS.items()}  # the core's names
 _NO_NUMBERS = frozenset(name for name in STORED_AS if name.startswith("float8") or name == "complex32")
 _PREFIXES = ("_forward_module.", "module.", "model.")
 _BEYOND_FLOAT16 = 65520  # from here on numbers round to infinity: half-way between the largest, 65504, and 65536
@@ -32,8 +36,17 @@ _CHUNK = 1 << 20  # elements converted at a time when writing: 4 MiB of float32
 
 
 def itemsize(dtype):
-    """Bytes of one element of a dtype name."""
-    return np.dtype(STORED_AS[dtype]).itemsize
+    """Bytes of one element of a dtype name; of a quantised one, of a byte of its rows."""
+    return 1 if dtype in QUANTISED else np.dtype(STORED_AS[dtype]).itemsize
+
+
+def stored_shape(dtype, shape):
+    """Shape of what a file holds of a tensor: its own, of a quantised one (rows, bytes of a row)."""
+    if dtype not in QUANTISED:
+        return shape
+    if len(shape) != 2 or shape[1] % _BLOCK or not shape[1]:
+        raise ValueError(f"a tensor of shape {tuple(shape)} cannot be {dtype}: only matrices whose rows are multiples of {_BLOCK} can")
+    return shape[0], shape[1] // _BLOCK * QUANTISED[dtype]
 
 
 def strip_prefix(name):
@@ -115,6 +128,11 @@ class LazyTensor:
         np.copyto(out, array, casting="same_kind")
         return out
 
+    def core_array(self):
+        """The numbers as the core takes them, C-contiguous and aligned; the file's own memory where it can be."""
+        array = self.raw()
+        return array if array.flags.c_contiguous and array.flags.aligned else np.array(array, order="C")
+
     def release(self, first, end):
         """Let go of the memory that elements first to end, in the order of the file, take; the next use reads them again."""
         if isinstance(self._buffer, mmap.mmap) and hasattr(self._buffer, "madvise") and end > first:
@@ -126,6 +144,62 @@ class LazyTensor:
     def __array__(self, dtype=None, copy=None):
         array = self.numpy(dtype)
         return array.copy() if copy else array
+
+
+class QuantisedTensor(LazyTensor):
+    """A matrix of 8 or 4 bits per weight; `shape` is that of the matrix, `raw` gives the bytes of its rows."""
+
+    __slots__ = ()
+
+    def __init__(self, dtype, shape, buffer, start):
+        """dtype: a key of QUANTISED.  shape: (rows, bytes of a row) in the file.  Raises ValueError (no such row)."""
+        rows, size = shape
+        if size % QUANTISED[dtype] or not size or not rows:
+            raise ValueError(f"{rows} rows of {size} bytes are no {dtype}, whose rows are multiples of {QUANTISED[dtype]} bytes")
+        columns = size // QUANTISED[dtype] * _BLOCK
+        super().__init__(dtype, (rows, columns), (columns, 1), buffer, start)
+
+    @property
+    def nbytes(self):
+        return math.prod(stored_shape(self.dtype, self.shape))
+
+    @property
+    def span(self):
+        return self.nbytes
+
+    def raw(self):
+        """The bytes of the rows as a read-only uint8 array (rows, bytes of a row) that shares the file's memory."""
+        array = np.ndarray(stored_shape(self.dtype, self.shape), np.uint8, self._buffer, self._start)
+        array.flags.writeable = False
+        return array
+
+    def core_array(self):
+        array = self.raw()
+        return array if array.ctypes.data % 2 == 0 else array.copy()  # scales of two bytes lie behind the values
+
+    def numpy(self, dtype=None):
+        """The matrix as a new float32 array, or one of dtype."""
+        array = to_format(self, "fp32")
+        return array if dtype is None else array.astype(dtype, copy=False)
+
+
+def to_format(value, precision):
+    """A tensor's numbers as the core holds them in a format of weights, C-contiguous.
+
+    value: `LazyTensor` or array.  precision: a key of PRECISIONS.  No copy is made of a tensor in a file that has it already
+    and is aligned.  Raises ValueError (numbers too large for it), FormatError (a dtype without numbers).
+    """
+    own = _dtype_of("", value)
+    if own in FORMATS:
+        array = value.core_array() if isinstance(value, LazyTensor) else np.ascontiguousarray(value)
+    else:
+        own, array = "float32", value.numpy(np.float32) if isinstance(value, LazyTensor) else np.asarray(value, np.float32)
+        array = np.ascontiguousarray(array)
+    if FORMATS[own] == precision:
+        return array
+    from .. import _rwkvcore
+
+    return _rwkvcore.convert_weight((FORMATS[own], array), precision)
 
 
 class Checkpoint(Mapping):
@@ -168,6 +242,11 @@ def bfloat16_tensor(bits):
     return LazyTensor("bfloat16", bits.shape, [step // 2 for step in bits.strides], bits, 0)
 
 
+def quantised_tensor(dtype, rows):
+    """A quantised matrix from its bytes, to hand to a writer.  dtype: a key of QUANTISED.  rows: uint8 (rows, bytes of a row)."""
+    return QuantisedTensor(dtype, rows.shape, np.ascontiguousarray(rows), 0)
+
+
 def widen_bfloat16(bits):
     """bfloat16 bits (uint16, any shape) as a new float32 array; exact."""
     out = np.empty(bits.shape, np.float32)
@@ -208,11 +287,21 @@ def shape_of(value):
 
 
 def target_dtype(name, value, wanted):
-    """dtype name a writer uses for tensor `name`: `wanted` ("fp32", "bf16", "fp16" or None) concerns floats only."""
+    """dtype name a writer uses for tensor `name`.
+
+    wanted: a key of PRECISIONS or None (as it is), or a mapping name -> one of these; it concerns floats and what is quantised.
+    Raises ValueError: no such precision, or one that this tensor cannot have.
+    """
+    if isinstance(wanted, Mapping):
+        wanted = wanted.get(name)
+    elif wanted in ("int8", "int4"):
+        raise ValueError(f"dtype is {wanted!r}, which is for the matrices of a model: RWKV.save and `rwkvtune convert` write it")
     if wanted is not None and wanted not in PRECISIONS:
         raise ValueError(f"dtype is {wanted!r}; allowed are None (as it is), 'fp32', 'bf16' and 'fp16'")
     own = _dtype_of(name, value)
-    return PRECISIONS[wanted] if wanted is not None and own in FLOATING else own
+    target = PRECISIONS[wanted] if wanted is not None and (own in FLOATING or own in QUANTISED) else own
+    stored_shape(target, shape_of(value))
+    return target
 
 
 def _runs(array):
@@ -233,6 +322,9 @@ def stored_chunks(name, value, target):
     Raises ValueError when a finite number does not fit float16.
     """
     own = _dtype_of(name, value)
+    if own != target and (own in QUANTISED or target in QUANTISED):
+        yield from _converted_rows(name, value, target)
+        return
     array = value.raw() if isinstance(value, LazyTensor) else np.asarray(value)
     in_order, done = isinstance(value, LazyTensor) and array.flags.c_contiguous, 0
     for run in _runs(array):
@@ -246,6 +338,25 @@ def stored_chunks(name, value, target):
             if in_order:
                 value.release(done - len(chunk), done)
     if isinstance(value, LazyTensor) and not in_order:
+        value.release(0, value.span)
+
+
+def _converted_rows(name, value, target):
+    """`stored_chunks` of a matrix that is quantised, or becomes so."""
+    rows, columns = shape_of(value)
+    own, step = _dtype_of(name, value), max(1, _CHUNK // columns)
+    array = value.raw() if isinstance(value, LazyTensor) else np.asarray(value)
+    for start in range(0, rows, step):
+        part = array[start : start + step]
+        if own in QUANTISED:
+            part = quantised_tensor(own, part)
+        elif own == "bfloat16":
+            part = bfloat16_tensor(part)
+        try:
+            yield to_format(part, FORMATS[target]).reshape(-1)
+        except ValueError as error:
+            raise ValueError(f"tensor {name!r} {error}") from error
+    if isinstance(value, LazyTensor):
         value.release(0, value.span)
 
 

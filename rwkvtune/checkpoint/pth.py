@@ -24,7 +24,7 @@ import struct
 
 from ..errors import FormatError
 from ..atomic import atomic_write
-from .lazy_tensor import FLOATING, Checkpoint, LazyTensor, itemsize, shape_of, stored_chunks, strip_prefix, target_dtype
+from .lazy_tensor import FLOATING, QUANTISED, Checkpoint, LazyTensor, itemsize, shape_of, stored_chunks, strip_prefix, target_dtype
 from .unpickle import TensorRef, unpickle
 from .zip_index import read_zip_index
 
@@ -276,6 +276,8 @@ def _plan(tensors, dtype):
         value = tensors[name]
         target = target_dtype(name, value, dtype)
         if target not in _STORAGE_CLASS:
+            if target in QUANTISED:
+                raise ValueError(f"tensor {name!r:.80}: a .pth file cannot hold {target}; write .safetensors, or dtype='bf16'")
             raise TypeError(f"tensor {name!r:.80}: torch stores no {target}; convert it (bf16 bits: bfloat16_tensor)")
         plan.append((name, target, shape_of(value)))
     return plan

@@ -7,6 +7,9 @@ Offsets count from the end of the header; the tensors cover the data without gap
 read and written here, since the NumPy interface of the `safetensors` package knows no bfloat16, reads whole files
 and writes them in place.
 
+A quantised matrix is a tensor of U8, one row the bytes of one row (csrc/base/quant.h); its format stands in the metadata:
+"rwkvtune.quantised": a JSON text of {"name": "int8_block32", ...}.  Its width follows from the bytes of a row.
+
 Format: https://github.com/huggingface/safetensors, section "Format".
 """
 
@@ -17,7 +20,9 @@ import os
 
 from ..errors import FormatError
 from ..atomic import atomic_write
-from .lazy_tensor import Checkpoint, LazyTensor, itemsize, shape_of, stored_chunks, strip_prefix, target_dtype
+from .lazy_tensor import (
+    QUANTISED, Checkpoint, LazyTensor, QuantisedTensor, itemsize, shape_of, stored_chunks, stored_shape, strip_prefix, target_dtype,
+)  # fmt: skip
 
 _NAMES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32",
@@ -28,6 +33,12 @@ _NAMES = {
 _CODES = {name: code for code, name in _NAMES.items()}
 _MAX_HEADER = 32 << 20
 _MAX_AXES = 32
+_ALIGNMENT = 64
+_KEY = "rwkvtune.quantised"
+
+
+def _stored_as(dtype):
+    return "uint8" if dtype in QUANTISED else dtype
 
 
 def is_safetensors(path):
@@ -76,6 +87,31 @@ def _entry(name, entry, path):
     return dtype, tuple(shape), offsets[0], offsets[1]
 
 
+def _quantised(metadata, path):
+    """dict: name of a tensor -> its quantised dtype."""
+    if not isinstance(metadata, dict) or _KEY not in metadata:
+        return {}
+    try:
+        formats = json.loads(metadata[_KEY], object_pairs_hook=_unique)
+        if not isinstance(formats, dict) or not all(isinstance(dtype, str) for dtype in formats.values()):
+            raise TypeError("it does not map names to formats")
+    except (ValueError, TypeError, RecursionError) as error:
+        raise FormatError(f"{path}: {_KEY} in the metadata is damaged: {str(error)[:120]}") from error
+    for name, dtype in formats.items():
+        if dtype not in QUANTISED:
+            raise FormatError(f"{path}: tensor {name[:80]!r} is of format {dtype[:40]!r}; known are {', '.join(QUANTISED)}")
+    return formats
+
+
+def _tensor(dtype, shape, data, start, quantised):
+    """`LazyTensor` of an entry of the header.  Raises ValueError (it cannot be `quantised`)."""
+    if quantised is None:
+        return LazyTensor(dtype, shape, [math.prod(shape[axis + 1 :]) for axis in range(len(shape))], data, start)
+    if dtype != "uint8" or len(shape) != 2:
+        raise ValueError(f"{dtype} of shape {shape} holds no {quantised}, which is uint8 (rows, bytes of a row)")
+    return QuantisedTensor(quantised, shape, data, start)
+
+
 def read_safetensors(path, strip_prefixes=True):
     """Open a safetensors file.
 
@@ -89,18 +125,22 @@ def read_safetensors(path, strip_prefixes=True):
             raise FormatError(f"{path}: the file is empty")
         data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     header, base = _header(data, path)
-    header.pop("__metadata__", None)
+    quantised = _quantised(header.pop("__metadata__", None), path)
     tensors, spans = {}, []
     for name, entry in header.items():
         dtype, shape, start, end = _entry(name, entry, path)
         short = strip_prefix(name) if strip_prefixes else name
         if short in tensors:
             raise FormatError(f"{path}: two tensors are named {short[:80]!r} once prefixes are taken off")
-        strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
-        tensors[short] = LazyTensor(dtype, shape, strides, data, base + start)
+        try:
+            tensors[short] = _tensor(dtype, shape, data, base + start, quantised.pop(name, None))
+        except ValueError as error:
+            raise FormatError(f"{path}: tensor {name[:80]!r}: {error}") from error
         spans.append((start, end))
     if not tensors:
         raise FormatError(f"{path}: holds no tensors")
+    if quantised:
+        raise FormatError(f"{path}: {_KEY} in the metadata names {next(iter(quantised))[:80]!r}, which is not in the file")
     position = 0
     for start, end in sorted(spans):
         if start != position:
@@ -116,7 +156,8 @@ def write_safetensors(path, tensors, dtype=None, metadata=None):
 
     tensors: mapping name -> array of any shape, or `LazyTensor` (bf16 bits: `bfloat16_tensor`); names stay as they
     are and in order.  Each is taken twice, first for its shape and then for its numbers.
-    dtype: "fp32", "bf16" or "fp16" for all floating-point tensors; None (default) leaves every tensor as it is.
+    dtype: "fp32", "bf16" or "fp16" for all floating-point tensors; None (default) leaves every tensor as it is; or a
+    mapping name -> one of these, "int8" or "int4".
     metadata: dict of text to text, default {"format": "pt"}, which Transformers expects.
     The file appears under its name when it is complete.
     Raises ValueError (dtype, a number too large for fp16, nothing to write), TypeError (a dtype the format lacks,
@@ -131,18 +172,26 @@ def write_safetensors(path, tensors, dtype=None, metadata=None):
     for name in tensors:
         value = tensors[name]
         target = target_dtype(name, value, dtype)
-        if not isinstance(name, str) or name == "__metadata__" or target not in _CODES:
+        if not isinstance(name, str) or name == "__metadata__" or _stored_as(target) not in _CODES:
             raise TypeError(f"tensor {name!r:.80} of dtype {target} has no place in a safetensors file")
-        plan[name] = target, shape_of(value)
-    # The widest numbers come first, so that every tensor is aligned; the sort keeps the order among equals.
-    order = sorted(plan, key=lambda name: -itemsize(plan[name][0]))
+        plan[name] = target, stored_shape(target, shape_of(value))
+    quantised = {name: target for name, (target, _) in plan.items() if target in QUANTISED}
+    if quantised:
+        metadata = metadata | {_KEY: json.dumps(quantised)}
+
+    def size_of(name):
+        return math.prod(plan[name][1]) * itemsize(plan[name][0])
+
+    # Sizes that are multiples of 64 bytes come first, then of 32, and so on: with the header's own length a multiple of 64 every tensor
+    # is as aligned as its size is, which is at least its elements' size.  The sort keeps the order among equals.
+    order = sorted(plan, key=lambda name: -math.gcd(size_of(name), _ALIGNMENT))
     header, end = {"__metadata__": metadata} | dict.fromkeys(plan), 0
     for name in order:
         target, shape = plan[name]
-        start, end = end, end + math.prod(shape) * itemsize(target)
-        header[name] = {"dtype": _CODES[target], "shape": shape, "data_offsets": [start, end]}
+        start, end = end, end + size_of(name)
+        header[name] = {"dtype": _CODES[_stored_as(target)], "shape": shape, "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
-    text += b" " * (-len(text) % 8)
+    text += b" " * (-(8 + len(text)) % _ALIGNMENT)
     with atomic_write(path) as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name in order:

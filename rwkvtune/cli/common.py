@@ -14,7 +14,7 @@ def model_options(parser):
     )
     parser.add_argument("--vocab", default="", help="vocabulary file; a work directory brings its own")
     parser.add_argument(
-        "--precision", default="fp32", choices=("fp32", "bf16", "fp16"), help="type the weights are rounded to"
+        "--precision", default="file", choices=("file", "fp32", "bf16", "fp16", "int8", "int4"), help="format the weights are held in; file = as they are stored"
     )
     parser.add_argument(
         "--backend", default="cpu", choices=("cpu", "ref"), help="ref is the slow textbook implementation"

@@ -2,12 +2,13 @@
 
 import os
 import sys
+import warnings
 from collections.abc import Mapping
 
 from . import run_command
 from .common import open_weights
 
-SUMMARY = "Convert weights between .pth and .safetensors and between fp32, bf16 and fp16."
+SUMMARY = "Convert weights between .pth and .safetensors and between fp32, bf16, fp16, int8 and int4."
 
 
 class _Watched(Mapping):
@@ -32,7 +33,22 @@ class _Watched(Mapping):
 def add_arguments(parser):
     parser.add_argument("source", help=".pth or .safetensors file")
     parser.add_argument("target", help="file to write; its ending decides the format")
-    parser.add_argument("--dtype", default=None, choices=("fp32", "bf16", "fp16"), help="default: as the tensors are")
+    parser.add_argument("--dtype", default=None, choices=("fp32", "bf16", "fp16", "int8", "int4"),
+                        help="default: as the tensors are; int8 and int4 (.safetensors only) quantise the matrices of a model")  # fmt: skip
+
+
+def _formats(dtype, tensors, source):
+    """What writers take for --dtype.  Raises FormatError: int8 and int4 of what is no model."""
+    if dtype not in ("int8", "int4"):
+        return dtype
+    from .. import _rwkvcore
+    from ..model import config_of
+    from ..weights import file_formats
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the head size of attention, which no shape depends on
+        config = config_of(tensors, source)
+    return file_formats(_rwkvcore.Model.describe(config.to_core_dict()), tensors, dtype)
 
 
 def run(args):
@@ -49,7 +65,7 @@ def run(args):
         raise ValueError(f"{args.target}: source and target are the same file")
     try:
         with tqdm(total=sum(tensor.nbytes for tensor in tensors.values()), unit="B", unit_scale=True, delay=2) as bar:
-            writers[ending](args.target, _Watched(tensors, bar), dtype=args.dtype)
+            writers[ending](args.target, _Watched(tensors, bar), dtype=_formats(args.dtype, tensors, args.source))
     except TypeError as error:  # a type of numbers that the other format has no name for
         raise ValueError(str(error)) from error
     print(f"{args.target}: {len(tensors)} tensors, {os.path.getsize(args.target):,} bytes")

@@ -80,8 +80,11 @@ def release_training_memory(model):
     """Give back gradients and activation buffers of training; the weights stay.
 
     The weights move to fresh memory: views of `named_parameters` taken before no longer show them, and a `Trainer` made
-    before can no longer be used (it says so); make a new one to train on.  Returns the model.
+    before can no longer be used (it says so); make a new one to train on.  A model for inference is left as it is.
+    Returns the model.
     """
+    if not model.trainable:
+        return model
     core = _rwkvcore.Model(model.config.to_core_dict(), _core_backend(model.backend, model.precision))
     for name, view in core.parameters().items():
         view[...] = model.named_parameters()[name]
