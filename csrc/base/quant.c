@@ -75,12 +75,12 @@ static float extreme(const float *w) {
 enum { TRIES = 10 };
 
 /* A large weight costs one block its precision: scales that cut it off a little, or leave room, are tried, each with the
- * long side of the grid (-8) on the side of the largest weight and on the other. */
+ * long side of the grid (-8) on the side of the largest weight and on the other; -8 and 7, the plain rules, are among them. */
 static float best_scale4(const float *w, float most) {
     float best = most / -8, gain = -1;
     for (int side = 0; side < 2; side++)
         for (int i = 0; i < TRIES; i++) {
-            float s = most / (side ? 5.6f + 0.25f * (float)i : -6.4f - 0.25f * (float)i);
+            float s = most / (side ? 5.5f + 0.25f * (float)i : -6.5f - 0.25f * (float)i);
             if (s == 0 || !isfinite(1 / s)) continue;
             Fit f = fit(w, s, grid4);
             float g = f.qq > 0 ? f.wq * f.wq / f.qq : 0;
