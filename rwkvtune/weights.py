@@ -18,6 +18,7 @@ from .checkpoint.lazy_tensor import FORMATS, PRECISIONS, LazyTensor, bfloat16_te
 
 HELD = ("bf16", "fp16", "int8", "int4", "file")  # precisions of a model for inference
 _HALVES = ("bf16", "fp16")
+_SMALL = 1 << 20  # bytes not worth a call of the system
 
 
 def _format_of(value):
@@ -69,7 +70,7 @@ def hold(rows, tensors, formats):
         except ValueError as error:
             raise ValueError(f"{name} {error}") from error
         if isinstance(value, LazyTensor):
-            if not np.may_share_memory(array, value.raw()):
+            if wanted != _format_of(value) and value.nbytes > _SMALL:
                 value.release(0, value.span)  # its pages would count as memory of this process
         elif np.may_share_memory(array, value):
             array = array.copy()
