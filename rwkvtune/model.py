@@ -164,7 +164,7 @@ class RWKV:
     # ---- weights ----
 
     @classmethod
-    def load(cls, path, device="cpu", precision="fp32", backend="cpu", config=None, time_state=None, **overrides):
+    def load(cls, path, device="cpu", precision="fp32", backend="cpu", config=None, time_state=None, verify=None, **overrides):
         """A model from a weight file; version and sizes are read from its tensors.
 
         path: `.pth` (as torch or RWKV-LM write it) or `.safetensors`.  device, backend: as in `RWKV`.
@@ -174,14 +174,16 @@ class RWKV:
         config: a ModelConfig that the file must fit, instead of reading the sizes from it.
         time_state: a second file, whose trained initial states (blocks.N.att.time_state, one per RWKV layer, (H, value, key))
         the model begins its texts from; saving the model merges the two.
-        Raises FileNotFoundError, FormatError (not a weight file; tensors missing, unexpected or misshapen, all named), ValueError
+        verify: whether the checksums of a `.pth` file are checked, which reads all of it; default: where its weights are copied and
+        not mapped ("fp32", "fp64").  `.safetensors` files have no checksums.
+        Raises FileNotFoundError, FormatError (not a weight file; a wrong checksum; tensors missing, unexpected or misshapen, all named), ValueError
         (an argument; numbers too large for the precision).
         """
         from .checkpoint import read_checkpoint
 
         if not os.path.exists(path):
             raise FileNotFoundError(f"weights not found: {path}")
-        tensors, source = read_checkpoint(path), path
+        tensors, source = read_checkpoint(path, precision in ("fp32", "fp64") if verify is None else verify), path
         if time_state is not None:
             tensors, source = {**tensors, **_initial_states(time_state, tensors)}, f"{path} with {time_state}"
             config = None if config is None else config.replace(time_state=True)

@@ -38,14 +38,15 @@ __all__ = ["detect", "inspect_checkpoint", "inspect_rwkv_checkpoint", "read_chec
 __getattr__, __dir__ = lazy_names(__name__, _HOME)
 
 
-def read_checkpoint(path):
+def read_checkpoint(path, verify=False):
     """Open a weight file of either format, told apart by its first bytes and not by its name.
 
-    path: file name.  Returns a `Checkpoint`: tensor name -> `LazyTensor`, nothing but the header read.
+    path: file name.  verify: check the checksums of a `.pth` file, which reads all of it; `.safetensors` has none.  Returns a `Checkpoint`: tensor name -> `LazyTensor`, nothing but the header read.
     Raises FormatError (not a weight file, or a damaged one), OSError (cannot be opened).
     """
     from . import pth, safetensors
 
     with reading(path):
-        reader = safetensors.read_safetensors if safetensors.is_safetensors(path) else pth.read_pth
-        return reader(path)
+        if safetensors.is_safetensors(path):
+            return safetensors.read_safetensors(path)
+        return pth.read_pth(path, verify=verify)

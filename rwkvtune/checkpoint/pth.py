@@ -17,10 +17,12 @@ as ours do, are safe.
 Source: the files themselves, and torch/serialization.py for the order of the parts.
 """
 
+import contextlib
 import math
 import mmap
 import os
 import struct
+import threading
 
 from ..errors import FormatError
 from ..atomic import atomic_write
@@ -33,6 +35,7 @@ _PROTOCOL = 1001
 _WEIGHT_MEMBERS = ("state_dict", "model_state_dict", "model", "module")
 _OPTIMIZER_MEMBERS = ("param_groups", "optimizer_state_dict", "optimizer_states", "optimizer")
 _ALIGNMENT = 64
+_CRC_THREADS = 4
 _ZIP64_FROM = 1 << 30  # above this the 64-bit form is announced in advance; it is needed from 4 GiB on
 _STORAGE_CLASS = {
     "float64": "Double", "float32": "Float", "float16": "Half", "bfloat16": "BFloat16", "int64": "Long",
@@ -83,8 +86,7 @@ def _read_zip(data, path, verify):
         raise FormatError(f"{path}: data.pkl: {member.size - end} bytes follow the pickle")
 
     if verify:
-        for name, entry in members.items():
-            _check_crc(memoryview(data)[entry.start : entry.start + entry.size], entry, path, name)
+        _check_all(data, members, path)
 
     def place(storage):
         entry = members.get(f"{root}data/{storage.key}")
@@ -96,6 +98,29 @@ def _read_zip(data, path, verify):
         return entry.start
 
     return root_object, place
+
+
+def _check_all(data, members, path):
+    """The checksums of all members, on a few threads: one reads about 1.5 GB/s.  Raises FormatError naming the first that is wrong."""
+    view, waiting, damaged = memoryview(data), sorted(members.items(), key=lambda item: item[1].size), []
+
+    def work():
+        with contextlib.suppress(IndexError):  # from an empty list: done
+            while not damaged:
+                name, entry = waiting.pop()
+                try:
+                    _check_crc(view[entry.start : entry.start + entry.size], entry, path, name)
+                except FormatError as error:
+                    damaged.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(min(_CRC_THREADS, os.cpu_count() or 1) - 1)]
+    for thread in threads:
+        thread.start()
+    work()
+    for thread in threads:
+        thread.join()
+    if damaged:
+        raise damaged[0]
 
 
 def _check_crc(content, member, path, name="data.pkl"):

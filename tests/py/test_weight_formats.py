@@ -336,6 +336,21 @@ def test_generate_and_eval_commands(model, tmp_path, capsys):
         assert len(capsys.readouterr().out.split()) >= 3
 
 
+def test_checksums_are_checked_where_weights_are_copied(tmp_path):
+    model = small_model(model_type="x070", **SIZES)
+    path = tmp_path / "m.pth"
+    model.save(path, dtype="bf16")
+    data = bytearray(path.read_bytes())
+    place = data.find(core.convert_weight(("fp32", model.named_parameters()["head.weight"]), "bf16").tobytes())
+    data[place + 100] ^= 1
+    path.write_bytes(data)
+    for options in ({}, {"verify": True, "precision": "file"}, {"precision": "fp64", "backend": "ref"}):
+        with pytest.raises(FormatError, match="m.pth: archive/data/.* is damaged: its checksum is wrong"):
+            RWKV.load(path, **options)
+    for options in ({"precision": "file"}, {"precision": "int8"}, {"verify": False}):
+        RWKV.load(path, **options)
+
+
 # ---- hostile files --------------------------------------------------------------------------------------------------
 
 
