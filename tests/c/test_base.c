@@ -11,6 +11,7 @@
 #include "base/gemm.h"
 #include "base/half.h"
 #include "base/parallel.h"
+#include "base/quant.h"
 #include "base/rng.h"
 #include "test.h"
 
@@ -98,6 +99,31 @@ static void test_half_rounding(void) {
     CHECK(rk_f32_to_f16(nextafterf(65520.0f, 0)) == 0x7bff);
     CHECK(rk_f32_to_bf16(rk_float_of(0x7f7fffff)) == 0x7f80);
     CHECK(rk_f32_to_f16(-1e30f) == 0xfc00);
+}
+
+/* ---- formats of weights ---- */
+
+/* Matrices of every format in memory of exactly their size, one row of which has a number that does not fit. */
+static void test_formats(void) {
+    enum { ROWS = 3, COLS = 2 * RK_QUANT_BLOCK };
+    static const double worst[] = {[RK_F32] = 0, [RK_BF16] = 1.0 / 256, [RK_F16] = 1.0 / 2048, [RK_Q8] = 1.0 / 254 + 1e-3, [RK_Q4] = 1.0 / 7};
+    const int formats[] = {RK_F32, RK_BF16, RK_F16, RK_Q8, RK_Q4};
+    float *w = malloc(sizeof(float) * ROWS * COLS), *back = malloc(sizeof(float) * ROWS * COLS);
+    RkTensor from = {w, RK_F32, {ROWS, COLS}}, again = {back, RK_F32, {ROWS, COLS}};
+    for (size_t f = 0; f < sizeof formats / sizeof *formats; f++) {
+        RkTensor to = {NULL, formats[f], {ROWS, COLS}};
+        to.p = malloc(rk_bytes(to));
+        for (int i = 0; i < ROWS * COLS; i++) w[i] = (float)sin(1.7 * i);
+        CHECK(rk_format_find(rk_format_name(formats[f])) == formats[f]);
+        CHECK(rk_convert(from, to) == RK_OK && rk_convert(to, again) == RK_OK);
+        for (int i = 0; i < ROWS * COLS; i++) CHECK_NEAR(back[i], w[i], worst[formats[f]]);
+        w[COLS + 5] = 1e30f;
+        CHECK(rk_convert(from, to) == (formats[f] == RK_F32 || formats[f] == RK_BF16 ? RK_OK : RK_EINVAL));
+        free(to.p);
+    }
+    CHECK(rk_format_find("int7") == -1 && rk_format_find("fp64") == -1);
+    free(w);
+    free(back);
 }
 
 /* ---- random numbers ---- */
@@ -272,6 +298,7 @@ int main(void) {
     test_arena();
     test_half_round_trips();
     test_half_rounding();
+    test_formats();
     test_philox_known_answers();
     test_rng_moments();
     test_rng_streams();
