@@ -22,7 +22,7 @@ static unsigned read_xcr0(void) {
 }
 
 RkCpu rk_cpu_features(void) {
-    RkCpu cpu = {0, 0, 0};
+    RkCpu cpu = {0};
     unsigned a, b, c, d;
     const unsigned need1 = bit_OSXSAVE | bit_AVX | bit_FMA | bit_F16C;
     const unsigned need7 = bit_AVX512F | bit_AVX512VL | bit_AVX512BW | bit_AVX512DQ;
@@ -31,13 +31,14 @@ RkCpu rk_cpu_features(void) {
     if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return cpu;
     cpu.avx2 = (b & bit_AVX2) && (xcr0 & XCR0_YMM) == XCR0_YMM;
     cpu.avx512 = cpu.avx2 && (b & need7) == need7 && (xcr0 & XCR0_ZMM) == XCR0_ZMM;
+    cpu.avx512vnni = cpu.avx512 && (c & bit_AVX512VNNI);
     return cpu;
 }
 
 #else
 
 RkCpu rk_cpu_features(void) {
-    RkCpu cpu = {0, 0, 0};
+    RkCpu cpu = {0};
 #ifdef __aarch64__
     cpu.neon = 1; /* part of the base instruction set */
 #endif

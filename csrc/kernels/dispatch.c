@@ -11,19 +11,21 @@ RkKernels rk_k;
 
 extern const RkKernels rk_kernels_scalar;
 #if defined __x86_64__
-extern const RkKernels rk_kernels_avx2, rk_kernels_avx512;
+extern const RkKernels rk_kernels_avx2, rk_kernels_avx512, rk_kernels_avx512vnni;
 #elif defined __aarch64__
 extern const RkKernels rk_kernels_neon;
 #endif
 
+enum { MAX_TIERS = 4 };
 typedef struct Tier { const RkKernels *kernels; int usable; } Tier;
 
 /* Best first; returns how many. */
-static int tiers_list(Tier out[3]) {
+static int tiers_list(Tier out[MAX_TIERS]) {
     int n = 0;
     RkCpu cpu = rk_cpu_features();
     (void)cpu;
 #if defined __x86_64__
+    out[n++] = (Tier){&rk_kernels_avx512vnni, cpu.avx512vnni};
     out[n++] = (Tier){&rk_kernels_avx512, cpu.avx512};
     out[n++] = (Tier){&rk_kernels_avx2, cpu.avx2};
 #elif defined __aarch64__
@@ -34,7 +36,7 @@ static int tiers_list(Tier out[3]) {
 }
 
 int rk_kernels_select(const char *isa) {
-    Tier tiers[3];
+    Tier tiers[MAX_TIERS];
     int n = tiers_list(tiers);
     for (int i = 0; i < n; i++) {
         if (strcmp(tiers[i].kernels->isa, isa)) continue;
@@ -42,12 +44,12 @@ int rk_kernels_select(const char *isa) {
         rk_k = *tiers[i].kernels;
         return RK_OK;
     }
-    return rk_fail(RK_EINVAL, "instruction set '%s' is not in this build; it has scalar, avx2, avx512 (x86-64) or scalar, neon (AArch64)",
+    return rk_fail(RK_EINVAL, "instruction set '%s' is not in this build; it has scalar, avx2, avx512, avx512vnni (x86-64) or scalar, neon (AArch64)",
                    isa);
 }
 
 int rk_kernels_init(void) {
-    Tier tiers[3];
+    Tier tiers[MAX_TIERS];
     int best = 0;
     tiers_list(tiers);
     while (!tiers[best].usable) best++;

@@ -8,6 +8,7 @@
 #include "kernels/gate_simd.h"
 #include "kernels/gelu_simd.h"
 #include "kernels/loss_simd.h"
+#include "kernels/quant_simd.h"
 #include "kernels/matvec_simd.h"
 #include "kernels/norm_simd.h"
 #include "kernels/optim_simd.h"

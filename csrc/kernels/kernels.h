@@ -23,18 +23,28 @@ typedef struct RkLayerNormRows {
     float eps;
 } RkLayerNormRows;
 
-/* y (R,M) = x (R,K) w^T, w (M,K), R <= RK_FEW_ROWS. */
+/* y (R,M) = x (R,K) w^T, w (M,K) of any dtype of weights. */
 typedef struct RkRowsTimesTransposed {
-    const float *x, *w;
+    const float *x;
+    const void *w;
     float *y;
     size_t R, K, M;
+    int dtype;      /* of w */
+    const void *xq; /* quantised w: x as quantise_rows leaves it, R rows of rk_quantised_row_bytes(K), 64-byte aligned */
 } RkRowsTimesTransposed;
 
-/* y (R,M) = bias + x (R,K) m, m (K,M), R <= RK_FEW_ROWS; bias (M) or NULL. */
+/* A row of x beside quantised weights: a byte per element, K rounded up to whole vectors, and two floats per block. */
+static inline size_t rk_quantised_columns(size_t K) { return (K + 127) / 128 * 128; }
+static inline size_t rk_quantised_row_bytes(size_t K) { return (rk_quantised_columns(K) / 4 * 5 + 63) / 64 * 64; }
+
+/* y (R,M) = bias + x (R,K) m, m (K,M) float32, bf16 or f16; bias (M) or NULL. */
 typedef struct RkRowsTimesMatrix {
-    const float *x, *m, *bias;
+    const float *x;
+    const void *m;
+    const float *bias;
     float *y;
     size_t R, K, M;
+    int dtype; /* of m */
 } RkRowsTimesMatrix;
 
 typedef struct RkShiftLerpRow {
@@ -170,6 +180,7 @@ typedef struct RkAdamWRange {
     X(void, layernorm_bwd_columns, (const RkLayerNormRows *a, size_t lo, size_t hi))                        \
     /* output columns [lo, hi) of y */                                                                      \
     X(void, rows_times_transposed, (const RkRowsTimesTransposed *a, size_t lo, size_t hi))                  \
+    X(void, quantise_rows, (const float *x, size_t rows, size_t K, int dtype /* of w */, void *xq))         \
     X(void, rows_times_matrix, (const RkRowsTimesMatrix *a, size_t lo, size_t hi))                          \
     X(void, shift_lerp_fwd, (const RkShiftLerpRow *a))                                                      \
     X(void, shift_lerp_bwd, (const RkShiftLerpGrad *a, size_t lo, size_t hi))                               \
@@ -195,7 +206,7 @@ typedef struct RkAdamWRange {
     X(double, sumsq, (const float *x, size_t n))
 
 typedef struct RkKernels {
-    const char *isa; /* "scalar", "avx2", "avx512" or "neon" */
+    const char *isa; /* "scalar", "avx2", "avx512", "avx512vnni" or "neon" */
     int lanes;
 #define X(result, name, arguments) result(*name) arguments;
     RK_KERNELS(X)

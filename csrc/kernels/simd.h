@@ -11,6 +11,13 @@
  *   vec_transpose                    the columns of RK_LANES rows of RK_LANES floats that lie `stride` apart
  *   vec_pow2, vec_ldexp              2^n for n in [-126, 127], and a 2^n for any n; n is given as n + RK_ROUND
  *   vec_sum64_*                      a sum of squares in float64
+ *   vec_load_bf16, vec_load_f16      RK_LANES numbers of 2 bytes as floats; with _part as above
+ * and of 4 RK_LANES bytes, the elements of quantised rows (base/quant.h):
+ *   bytes_load, bytes_load_part      unaligned; the first n bytes only
+ *   bytes_low, bytes_high            the low or the high half of each byte
+ *   vec_dot_q8                       per lane the sum over its four bytes of (w + RK_Q8_OFFSET) x, w and x signed, x not -128
+ *   vec_dot_q4                       the same of low xlow + high xhigh, halves of bytes and signed bytes
+ *   vec_spread4, vec_spread8         lane l is p[(at + l) / 4] or p[(at + l) / 8]
  * and the register tiles of the wkv kernels. */
 #ifndef RK_KERNELS_SIMD_H
 #define RK_KERNELS_SIMD_H
@@ -20,6 +27,7 @@
 #include <string.h>
 
 #include "base/half.h"
+#include "base/tensor.h"
 
 #define SIMD static inline __attribute__((always_inline, unused))
 

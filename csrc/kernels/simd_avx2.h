@@ -8,6 +8,7 @@
 #define RK_WKV_FWD_TILE 2
 #define RK_WKV_BWD_TILE 4
 #define RK_WKV_ROW_TILE 8
+#define RK_DOT_ROWS 2
 
 typedef __m256 Vec;
 typedef struct VecSum64 { __m256d lo, hi; } VecSum64;
@@ -82,6 +83,41 @@ SIMD Vec vec_ldexp(Vec a, Vec shifted) {
     __m256i n = _mm256_sub_epi32(_mm256_castps_si256(shifted), _mm256_set1_epi32(RK_ROUND_BITS)), half = _mm256_srai_epi32(n, 1);
     return a * vec_pow2(_mm256_castsi256_ps(half)) * vec_pow2(_mm256_castsi256_ps(_mm256_sub_epi32(n, half)));
 }
+
+SIMD __m128i half_part(const uint16_t *p, size_t n) {
+    uint16_t part[8] = {0};
+    memcpy(part, p, n * sizeof *part);
+    return _mm_loadu_si128((const __m128i *)part);
+}
+SIMD Vec vec_from_bf16(__m128i h) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16)); }
+SIMD Vec vec_load_bf16(const uint16_t *p) { return vec_from_bf16(_mm_loadu_si128((const __m128i *)p)); }
+SIMD Vec vec_load_bf16_part(const uint16_t *p, size_t n) { return n >= 8 ? vec_load_bf16(p) : vec_from_bf16(half_part(p, n)); }
+SIMD Vec vec_load_f16(const uint16_t *p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)); }
+SIMD Vec vec_load_f16_part(const uint16_t *p, size_t n) { return n >= 8 ? vec_load_f16(p) : _mm256_cvtph_ps(half_part(p, n)); }
+
+typedef __m256i Bytes;
+SIMD Bytes bytes_load(const void *p) { return _mm256_loadu_si256(p); }
+SIMD Bytes bytes_load_part(const void *p, size_t n) {
+    if (n >= 32) return bytes_load(p);
+    char part[32] = {0};
+    memcpy(part, p, n);
+    return bytes_load(part);
+}
+SIMD Bytes bytes_low(Bytes b) { return _mm256_and_si256(b, _mm256_set1_epi8(15)); }
+SIMD Bytes bytes_high(Bytes b) { return bytes_low(_mm256_srli_epi16(b, 4)); }
+enum { RK_Q8_OFFSET = 0 };
+SIMD Vec vec_dot_q8(Bytes w, Bytes x) {
+    Bytes pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
+    return _mm256_cvtepi32_ps(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+SIMD Vec vec_dot_q4(Bytes low, Bytes xlow, Bytes high, Bytes xhigh) {
+    Bytes pairs = _mm256_add_epi16(_mm256_maddubs_epi16(low, xlow), _mm256_maddubs_epi16(high, xhigh));
+    return _mm256_cvtepi32_ps(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+SIMD Vec vec_spread4(const float *p, size_t at) {
+    return _mm256_set_m128(_mm_broadcast_ss(p + at / 4 + 1), _mm_broadcast_ss(p + at / 4));
+}
+SIMD Vec vec_spread8(const float *p, size_t at) { return _mm256_broadcast_ss(p + at / 8); }
 
 SIMD VecSum64 vec_sum64_zero(void) { return (VecSum64){_mm256_setzero_pd(), _mm256_setzero_pd()}; }
 SIMD VecSum64 vec_sum64_square(VecSum64 s, Vec v) {

@@ -8,6 +8,7 @@
 #define RK_WKV_FWD_TILE 4
 #define RK_WKV_BWD_TILE 4
 #define RK_WKV_ROW_TILE 4
+#define RK_DOT_ROWS 4
 
 typedef __m512 Vec;
 typedef struct VecSum64 { __m512d lo, hi; } VecSum64;
@@ -72,6 +73,52 @@ SIMD Vec vec_pow2(Vec shifted) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(n, 23));
 }
 SIMD Vec vec_ldexp(Vec a, Vec shifted) { return _mm512_scalef_ps(a, shifted - vec_set(RK_ROUND)); }
+
+SIMD Vec vec_from_bf16(__m256i h) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16)); }
+SIMD Vec vec_load_bf16(const uint16_t *p) { return vec_from_bf16(_mm256_loadu_si256((const __m256i *)p)); }
+SIMD Vec vec_load_bf16_part(const uint16_t *p, size_t n) {
+    return n >= 16 ? vec_load_bf16(p) : vec_from_bf16(_mm256_maskz_loadu_epi16(mask_of(n), p));
+}
+SIMD Vec vec_load_f16(const uint16_t *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p)); }
+SIMD Vec vec_load_f16_part(const uint16_t *p, size_t n) {
+    return n >= 16 ? vec_load_f16(p) : _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask_of(n), p));
+}
+
+typedef __m512i Bytes;
+SIMD Bytes bytes_load(const void *p) { return _mm512_loadu_si512(p); }
+SIMD Bytes bytes_load_part(const void *p, size_t n) {
+    return n >= 64 ? bytes_load(p) : _mm512_maskz_loadu_epi8(((uint64_t)1 << n) - 1, p);
+}
+SIMD Bytes bytes_low(Bytes b) { return _mm512_and_si512(b, _mm512_set1_epi8(15)); }
+SIMD Bytes bytes_high(Bytes b) { return bytes_low(_mm512_srli_epi16(b, 4)); }
+#ifdef __AVX512VNNI__
+enum { RK_Q8_OFFSET = 128 };
+SIMD Vec vec_dot_q8(Bytes w, Bytes x) {
+    Bytes shifted = _mm512_xor_si512(w, _mm512_set1_epi8((char)RK_Q8_OFFSET));
+    return _mm512_cvtepi32_ps(_mm512_dpbusd_epi32(_mm512_setzero_si512(), shifted, x));
+}
+SIMD Vec vec_dot_q4(Bytes low, Bytes xlow, Bytes high, Bytes xhigh) {
+    return _mm512_cvtepi32_ps(_mm512_dpbusd_epi32(_mm512_dpbusd_epi32(_mm512_setzero_si512(), low, xlow), high, xhigh));
+}
+#else
+enum { RK_Q8_OFFSET = 0 };
+SIMD Vec vec_dot_q8(Bytes w, Bytes x) {
+    Bytes signed_x = _mm512_mask_sub_epi8(x, _mm512_movepi8_mask(w), _mm512_setzero_si512(), x);
+    Bytes pairs = _mm512_maddubs_epi16(_mm512_abs_epi8(w), signed_x);
+    return _mm512_cvtepi32_ps(_mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
+}
+SIMD Vec vec_dot_q4(Bytes low, Bytes xlow, Bytes high, Bytes xhigh) {
+    Bytes pairs = _mm512_add_epi16(_mm512_maddubs_epi16(low, xlow), _mm512_maddubs_epi16(high, xhigh));
+    return _mm512_cvtepi32_ps(_mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
+}
+#endif
+SIMD Vec vec_spread4(const float *p, size_t at) {
+    return _mm512_permutexvar_ps(_mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3), _mm512_castps128_ps512(_mm_loadu_ps(p + at / 4)));
+}
+SIMD Vec vec_spread8(const float *p, size_t at) {
+    __m128 two = _mm_castpd_ps(_mm_load_sd((const double *)(const void *)(p + at / 8)));
+    return _mm512_permutexvar_ps(_mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1), _mm512_castps128_ps512(two));
+}
 
 SIMD VecSum64 vec_sum64_zero(void) { return (VecSum64){_mm512_setzero_pd(), _mm512_setzero_pd()}; }
 SIMD VecSum64 vec_sum64_square(VecSum64 s, Vec v) {

@@ -8,6 +8,7 @@
 #define RK_WKV_FWD_TILE 4
 #define RK_WKV_BWD_TILE 8
 #define RK_WKV_ROW_TILE 16
+#define RK_DOT_ROWS 4
 
 typedef float32x4_t Vec;
 typedef struct VecSum64 { float64x2_t lo, hi; } VecSum64;
@@ -60,6 +61,46 @@ SIMD Vec vec_ldexp(Vec a, Vec shifted) {
     int32x4_t n = vsubq_s32(vreinterpretq_s32_f32(shifted), vdupq_n_s32(RK_ROUND_BITS)), half = vshrq_n_s32(n, 1);
     return a * vec_pow2(vreinterpretq_f32_s32(half)) * vec_pow2(vreinterpretq_f32_s32(vsubq_s32(n, half)));
 }
+
+SIMD uint16x4_t half_part(const uint16_t *p, size_t n) {
+    uint16_t part[4] = {0};
+    memcpy(part, p, n * sizeof *part);
+    return vld1_u16(part);
+}
+SIMD Vec vec_from_bf16(uint16x4_t h) { return vreinterpretq_f32_u32(vshll_n_u16(h, 16)); }
+SIMD Vec vec_load_bf16(const uint16_t *p) { return vec_from_bf16(vld1_u16(p)); }
+SIMD Vec vec_load_bf16_part(const uint16_t *p, size_t n) { return n >= 4 ? vec_load_bf16(p) : vec_from_bf16(half_part(p, n)); }
+SIMD Vec vec_from_f16(uint16x4_t h) { return vcvt_f32_f16(vreinterpret_f16_u16(h)); }
+SIMD Vec vec_load_f16(const uint16_t *p) { return vec_from_f16(vld1_u16(p)); }
+SIMD Vec vec_load_f16_part(const uint16_t *p, size_t n) { return n >= 4 ? vec_load_f16(p) : vec_from_f16(half_part(p, n)); }
+
+typedef int8x16_t Bytes;
+SIMD Bytes bytes_load(const void *p) { return vld1q_s8(p); }
+SIMD Bytes bytes_load_part(const void *p, size_t n) {
+    if (n >= 16) return bytes_load(p);
+    char part[16] = {0};
+    memcpy(part, p, n);
+    return bytes_load(part);
+}
+SIMD Bytes bytes_low(Bytes b) { return vandq_s8(b, vdupq_n_s8(15)); }
+SIMD Bytes bytes_high(Bytes b) { return vreinterpretq_s8_u8(vshrq_n_u8(vreinterpretq_u8_s8(b), 4)); }
+SIMD int32x4_t dot_fours(int32x4_t start, Bytes a, Bytes b) {
+#ifdef __ARM_FEATURE_DOTPROD
+    return vdotq_s32(start, a, b);
+#else
+    int32x4_t low = vpaddlq_s16(vmull_s8(vget_low_s8(a), vget_low_s8(b))), high = vpaddlq_s16(vmull_high_s8(a, b));
+    return vaddq_s32(start, vpaddq_s32(low, high));
+#endif
+}
+enum { RK_Q8_OFFSET = 0 };
+SIMD Vec vec_dot_q8(Bytes w, Bytes x) {
+    return vcvtq_f32_s32(dot_fours(vdupq_n_s32(0), w, x));
+}
+SIMD Vec vec_dot_q4(Bytes low, Bytes xlow, Bytes high, Bytes xhigh) {
+    return vcvtq_f32_s32(dot_fours(dot_fours(vdupq_n_s32(0), low, xlow), high, xhigh));
+}
+SIMD Vec vec_spread4(const float *p, size_t at) { return vdupq_n_f32(p[at / 4]); }
+SIMD Vec vec_spread8(const float *p, size_t at) { return vdupq_n_f32(p[at / 8]); }
 
 SIMD VecSum64 vec_sum64_zero(void) { return (VecSum64){vdupq_n_f64(0), vdupq_n_f64(0)}; }
 SIMD VecSum64 vec_sum64_square(VecSum64 s, Vec v) {

@@ -14,6 +14,7 @@
 
 #include "base/gemm.h"
 #include "base/half.h"
+#include "base/quant.h"
 #include "base/parallel.h"
 #include "kernels/kernels.h"
 #include "ops/ops.h"
@@ -214,7 +215,7 @@ static void compare_alias(const Case *c, const Alias *with, const Result *separa
     free_result(c, &r);
 }
 
-static const char *const ISAS[] = {"scalar", "avx2", "avx512", "neon"};
+static const char *const ISAS[] = {"scalar", "avx2", "avx512", "avx512vnni", "neon"};
 
 static void test_case(Case *c) {
     rk_set_num_threads(1);
@@ -567,19 +568,101 @@ static void test_nan(void) {
     }
 }
 
-/* A row of a few-row product does not depend on the rows beside it. */
+/* ---- products with weights of every format ---- */
+
+static const int FORMATS[] = {RK_F32, RK_BF16, RK_F16, RK_Q8, RK_Q4};
+enum { N_FORMATS = 5 };
+
+/* Random weights of n rows of K in their format, two bytes off a 64-byte boundary, and what they stand for. */
+static char *random_weights(int dtype, size_t n, size_t K, char *memory, float *meaning) {
+    char *w = memory + 66 - (uintptr_t)memory % 64;
+    size_t bytes = rk_row_bytes(dtype, K);
+    for (size_t m = 0; m < n; m++) {
+        char *row = w + m * bytes;
+        for (size_t i = 0; i < bytes; i++) row[i] = (char)(dtype == RK_Q8 ? uniform(-127, 128) : uniform(0, 256));
+        uint16_t *half = (uint16_t *)(void *)row;
+        if (dtype == RK_F32) for (size_t i = 0; i < K; i++) { float f = (float)uniform(-1, 1); memcpy(row + 4 * i, &f, 4); }
+        else if (dtype == RK_BF16) for (size_t i = 0; i < K; i++) half[i] = rk_f32_to_bf16((float)uniform(-1, 1));
+        else if (dtype == RK_F16) for (size_t i = 0; i < K; i++) half[i] = rk_f32_to_f16((float)uniform(-1, 1));
+        else for (size_t b = 0; b < K / RK_QUANT_BLOCK; b++) {
+            uint16_t scale = rk_f32_to_f16((float)uniform(-0.01, 0.01));
+            memcpy(row + bytes - K / RK_QUANT_BLOCK * 2 + 2 * b, &scale, 2);
+        }
+        rk_row_to_f32(dtype, row, meaning + m * K, K);
+    }
+    return w;
+}
+
+/* What quantising x may cost an output: half a step of every block, a step being its largest |x| / 127 and three roundings of numbers
+ * up to 127 steps; and the float32 sum, of at most K / 4 terms of a lane and 24 more, of weights made larger by 128 steps. */
+static double quantisation_bound(const float *x, const float *w, const void *row, int dtype, size_t K) {
+    double bound = 0;
+    for (size_t b = 0; b < K / RK_QUANT_BLOCK; b++, x += RK_QUANT_BLOCK, w += RK_QUANT_BLOCK) {
+        double most = 0, size_w = 0, size_x = 0;
+        for (int i = 0; i < RK_QUANT_BLOCK; i++) most = fmax(most, fabs((double)x[i])), size_w += fabs((double)w[i]), size_x += fabs((double)x[i]);
+        const uint16_t *scales = dtype == RK_Q8 ? rk_q8_scales(row, K) : rk_q4_scales(row, K);
+        double step = fabs((double)rk_f16_to_f32(scales[b]));
+        bound += most / 127 * (0.5 + 127 * 3 * 2 * EPS32) * size_w;
+        bound += 2 * EPS32 * (double)(K / 4 + 24) * step * 255 * (size_x + RK_QUANT_BLOCK * most / 127);
+    }
+    return bound;
+}
+
+static void test_quantised(void) {
+    enum { M = 11, R = 5, K_MAX = 2080 };
+    static char memory[M * K_MAX * 4 + 130], xq[R * (K_MAX + 128) * 2];
+    static float x[R * K_MAX], meaning[M * K_MAX], y[R * M];
+    static const size_t sizes[] = {32, 64, 96, 160, 256, 2080};
+    for (int f = 3; f < N_FORMATS; f++)
+        for (size_t s = 0; s < 6; s++) {
+            size_t K = sizes[s];
+            char *w = random_weights(FORMATS[f], M, K, memory, meaning);
+            for (size_t i = 0; i < R * K; i++) x[i] = (float)(uniform(-1, 1) * (i / 32 % 3 ? 1 : 1e-3));
+            memset(x, 0, 32 * sizeof *x);
+            RkRowsTimesTransposed a = {.x = x, .w = w, .dtype = FORMATS[f], .y = y, .R = R, .K = K, .M = M, .xq = xq};
+            memset(xq, 0xff, sizeof xq); /* NaN wherever it is read but not written */
+            rk_k.quantise_rows(x, R, K, FORMATS[f], xq);
+            rk_k.rows_times_transposed(&a, 0, M);
+            for (size_t r = 0; r < R; r++)
+                for (size_t m = 0; m < M; m++) {
+                    double exact = 0, bound = quantisation_bound(x + r * K, meaning + m * K, w + m * rk_row_bytes(FORMATS[f], K), FORMATS[f], K);
+                    for (size_t k = 0; k < K; k++) exact += (double)x[r * K + k] * (double)meaning[m * K + k];
+                    double error = fabs((double)y[r * M + m] - exact);
+                    check(error <= bound, "%s [%s] K%zu: (%zu,%zu) is %g off, bound %g", f == 3 ? "q8" : "q4", rk_k.isa, K, r, m, error, bound);
+                }
+            for (int bad = 0; bad < 2; bad++) {
+                x[K + 7] = bad ? INFINITY : NAN;
+                rk_k.quantise_rows(x, R, K, FORMATS[f], xq);
+                rk_k.rows_times_transposed(&a, 0, M);
+                for (size_t i = 0; i < R * M; i++) check((isnan(y[i]) != 0) == (i / M == 1), "quantised [%s]: NaN or infinity in row 1, row %zu is %g", rk_k.isa, i / M, (double)y[i]);
+            }
+        }
+}
+
+/* A row of a few-row product does not depend on the rows beside it, nor on where the outputs are cut. */
 static void test_rows_alone(void) {
-    enum { K = 37, M = 45, R = RK_FEW_ROWS };
-    static float x[R * K], w[M * K], together[R * M], alone[M], bias[M];
+    enum { K = 96, M = 45, R = 9 };
+    static float x[R * K], meaning[M * K], together[R * M], alone[M], bias[M];
+    static char memory[M * K * 4 + 130], xq[R * 192];
     for (int i = 0; i < R * K; i++) x[i] = (float)uniform(-1, 1);
-    for (int i = 0; i < M * K; i++) w[i] = (float)uniform(-1, 1);
-    for (size_t rows = 1; rows <= R; rows++) {
-        rk_k.rows_times_transposed(&(RkRowsTimesTransposed){x, w, together, rows, K, M}, 0, M);
-        rk_k.rows_times_transposed(&(RkRowsTimesTransposed){x + (rows - 1) * K, w, alone, 1, K, M}, 0, M);
-        check(!memcmp(together + (rows - 1) * M, alone, sizeof alone), "linear [%s]: %zu rows differ from one", rk_k.isa, rows);
-        rk_k.rows_times_matrix(&(RkRowsTimesMatrix){x, w, bias, together, rows, K, M}, 0, M);
-        rk_k.rows_times_matrix(&(RkRowsTimesMatrix){x + (rows - 1) * K, w, bias, alone, 1, K, M}, 0, M);
-        check(!memcmp(together + (rows - 1) * M, alone, sizeof alone), "lowrank [%s]: %zu rows differ from one", rk_k.isa, rows);
+    for (int i = 0; i < M; i++) bias[i] = (float)uniform(-1, 1);
+    for (int f = 0; f < N_FORMATS; f++) {
+        int dtype = FORMATS[f];
+        const size_t k = rk_quantised(dtype) ? K : 37; /* odd sizes where there are no blocks */
+        char *w = random_weights(dtype, M, k, memory, meaning);
+        for (size_t rows = 1; rows <= R; rows++) {
+            const float *last = x + (rows - 1) * k;
+            if (rk_quantised(dtype)) rk_k.quantise_rows(x, rows, k, dtype, xq);
+            rk_k.rows_times_transposed(&(RkRowsTimesTransposed){.x = x, .w = w, .dtype = dtype, .y = together, .R = rows, .K = k, .M = M, .xq = xq}, 0, M);
+            if (rk_quantised(dtype)) rk_k.quantise_rows(last, 1, k, dtype, xq);
+            RkRowsTimesTransposed one = {.x = last, .w = w, .dtype = dtype, .y = alone, .R = 1, .K = k, .M = M, .xq = xq};
+            rk_k.rows_times_transposed(&one, 0, 17), rk_k.rows_times_transposed(&one, 17, M);
+            check(!memcmp(together + (rows - 1) * M, alone, sizeof alone), "linear [%s] format %d: %zu rows differ from one", rk_k.isa, dtype, rows);
+            if (rk_quantised(dtype)) continue;
+            rk_k.rows_times_matrix(&(RkRowsTimesMatrix){.x = x, .m = w, .dtype = dtype, .bias = bias, .y = together, .R = rows, .K = k, .M = M}, 0, M);
+            rk_k.rows_times_matrix(&(RkRowsTimesMatrix){.x = last, .m = w, .dtype = dtype, .bias = bias, .y = alone, .R = 1, .K = k, .M = M}, 0, M);
+            check(!memcmp(together + (rows - 1) * M, alone, sizeof alone), "lowrank [%s] format %d: %zu rows differ from one", rk_k.isa, dtype, rows);
+        }
     }
 }
 
@@ -708,7 +791,7 @@ int main(void) {
     test_transformer();
     for (size_t k = 0; k < sizeof ISAS / sizeof *ISAS; k++) {
         if (rk_kernels_select(ISAS[k])) continue;
-        test_functions(), test_nan(), test_attention_room(), test_rows_alone(), test_wkv7_steps(64), test_wkv7_steps(17);
+        test_functions(), test_nan(), test_attention_room(), test_rows_alone(), test_quantised(), test_wkv7_steps(64), test_wkv7_steps(17);
         test_wkv6_steps(64), test_wkv6_steps(17);
     }
     printf("%d passed, %d failed\n", passed, failed);

@@ -12,11 +12,32 @@ static size_t outputs_per_task(size_t K) {
     return n ? n : RK_COLUMN_STEP;
 }
 
+/* ---- few rows ---- */
+
 static void few_rows_task(void *ctx, size_t task) {
     const RkRowsTimesTransposed *a = ctx;
     RkCpuRange out = rk_cpu_range(task, outputs_per_task(a->K), a->M);
     rk_k.rows_times_transposed(a, out.lo, out.hi);
 }
+
+static void quantise_task(void *ctx, size_t r) {
+    const RkRowsTimesTransposed *a = ctx;
+    rk_k.quantise_rows(a->x + r * a->K, 1, a->K, a->dtype, (char *)(uintptr_t)a->xq + r * rk_quantised_row_bytes(a->K));
+}
+
+static int few_rows(const RkLinear *o, size_t R, size_t K, size_t M) {
+    RkRowsTimesTransposed a = {.x = rk_f32(o->x), .w = o->w.p, .dtype = o->w.dtype, .y = rk_f32(o->y), .R = R, .K = K, .M = M};
+    if (rk_quantised(a.dtype)) {
+        size_t bytes = R * rk_quantised_row_bytes(K);
+        a.xq = rk_thread_scratch(bytes);
+        if (!a.xq) return rk_fail(RK_ENOMEM, "linear: no memory for %zu rows of %zu quantised inputs (%zu bytes)", R, K, bytes);
+        rk_parallel(R, quantise_task, &a);
+    }
+    rk_parallel(rk_cpu_tasks(M, outputs_per_task(K)), few_rows_task, &a);
+    return RK_OK;
+}
+
+/* ---- many rows ---- */
 
 /* w of another format: a task turns its rows into float32 and applies them to all rows of x. */
 static void stored_task(void *ctx, size_t task) {
@@ -26,22 +47,15 @@ static void stored_task(void *ctx, size_t task) {
     float *w = rk_thread_scratch(outputs_per_task(K) * K * sizeof *w);
     for (size_t m = out.lo; m < out.hi; m++)
         rk_row_to_f32(o->w.dtype, rk_slice_rows(o->w, m, 1).p, w + (m - out.lo) * K, K);
-    for (size_t r = 0; r < R; r += RK_FEW_ROWS) {
-        size_t n = R - r < RK_FEW_ROWS ? R - r : RK_FEW_ROWS;
-        RkRowsTimesTransposed a = {rk_f32(o->x) + r * K, w, rk_f32(o->y) + r * M + out.lo, n, K, M};
-        rk_k.rows_times_transposed(&a, 0, out.hi - out.lo);
-    }
+    RkRowsTimesTransposed a = {.x = rk_f32(o->x), .w = w, .dtype = RK_F32, .y = rk_f32(o->y) + out.lo, .R = R, .K = K, .M = M};
+    rk_k.rows_times_transposed(&a, 0, out.hi - out.lo);
 }
 
 int rk_cpu_linear_fwd(const RkLinear *o) {
     size_t K = (size_t)rk_cols(o->w), M = rk_rows(o->w), R = rk_numel(o->x) / K;
+    if (R <= RK_FEW_ROWS) return few_rows(o, R, K, M);
     if (o->w.dtype != RK_F32) {
         rk_parallel(rk_cpu_tasks(M, outputs_per_task(K)), stored_task, (void *)o);
-        return RK_OK;
-    }
-    if (R <= RK_FEW_ROWS) {
-        RkRowsTimesTransposed a = {rk_f32(o->x), rk_f32(o->w), rk_f32(o->y), R, K, M};
-        rk_parallel(rk_cpu_tasks(M, outputs_per_task(K)), few_rows_task, &a);
         return RK_OK;
     }
     rk_gemm(&(RkGemm){.M = (int)R, .N = (int)M, .K = (int)K,

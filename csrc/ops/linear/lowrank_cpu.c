@@ -31,9 +31,9 @@ static void activate(int act, float *h, size_t n) {
 static void lowrank_few_rows(const Lowrank *s) {
     const RkLowrank *o = s->o;
     float *h = rk_f32(o->h);
-    rk_cpu_few_rows_product(&(RkRowsTimesMatrix){.x = rk_f32(o->x), .m = rk_f32(o->m1), .y = h, .R = s->R, .K = s->C, .M = s->D});
+    rk_cpu_few_rows_product(&(RkRowsTimesMatrix){.x = rk_f32(o->x), .m = o->m1.p, .dtype = o->m1.dtype, .y = h, .R = s->R, .K = s->C, .M = s->D});
     activate(o->act, h, s->R * s->D);
-    rk_cpu_few_rows_product(&(RkRowsTimesMatrix){.x = h, .m = rk_f32(o->m2), .bias = rk_f32(o->bias), .y = rk_f32(o->y),
+    rk_cpu_few_rows_product(&(RkRowsTimesMatrix){.x = h, .m = o->m2.p, .dtype = o->m2.dtype, .bias = rk_f32(o->bias), .y = rk_f32(o->y),
                                                  .R = s->R, .K = s->D, .M = s->O});
 }
 
@@ -84,12 +84,12 @@ static int lowrank_stored(const Lowrank *s) {
 
 int rk_cpu_lowrank_fwd(const RkLowrank *o) {
     Lowrank s = lowrank_sizes(o);
-    if (o->m1.dtype != RK_F32 || o->m2.dtype != RK_F32) return lowrank_stored(&s);
     int R = (int)s.R, C = (int)s.C, D = (int)s.D, O = (int)s.O;
     if (s.R <= RK_FEW_ROWS) {
         lowrank_few_rows(&s);
         return RK_OK;
     }
+    if (o->m1.dtype != RK_F32 || o->m2.dtype != RK_F32) return lowrank_stored(&s);
     rk_gemm(&(RkGemm){.M = R, .N = D, .K = C,
                       .A = rk_f32(o->x), .lda = C,
                       .B = rk_f32(o->m1), .ldb = D,
