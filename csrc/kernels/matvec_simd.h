@@ -14,8 +14,9 @@ SIMD Vec weights_load_part(int dtype, const void *p, size_t n) {
 /* ---- y = x w^T: dot products with the rows of w ---- */
 
 /* Dot products of rows m .. m + outs - 1 of w with rows r .. r + rows - 1 of x: RK_LANES partial sums of each into
- * sums[(row * DOT_OUTS + out) * RK_LANES]. Each is one chain of multiply-adds; the chains beside it hide its latency. */
-SIMD void dots_tile(const RkRowsTimesTransposed *a, size_t m, size_t r, float *sums, const int outs, const int rows, const int dtype) {
+ * sums[(row * group + out) * RK_LANES]. Each is one chain of multiply-adds; the chains beside it hide its latency. */
+SIMD void dots_tile(const RkRowsTimesTransposed *a, size_t m, size_t r, float *sums, const DotTile t, const int dtype) {
+    const int outs = t.outs, rows = t.rows;
     Vec sum[DOT_OUTS * RK_DOT_ROWS];
     for (int i = 0; i < outs * rows; i++) sum[i] = vec_set(0);
     const size_t K = a->K, bytes = dtype == RK_F32 ? 4 : 2, row = K * bytes;
@@ -37,18 +38,23 @@ SIMD void dots_tile(const RkRowsTimesTransposed *a, size_t m, size_t r, float *s
                 sum[o * rows + q] = vec_fma(weight, vec_load_part(x + (size_t)q * K + k, K - k), sum[o * rows + q]);
         }
     for (int o = 0; o < outs; o++)
-        for (int q = 0; q < rows; q++) vec_store(sums + (q * DOT_OUTS + o) * RK_LANES, sum[o * rows + q]);
+        for (int q = 0; q < rows; q++) vec_store(sums + (q * t.group + o) * RK_LANES, sum[o * rows + q]);
 }
 
-/* The tile's outputs, rounded up to whole vectors of sums. */
+SIMD void dots_any_tile(const RkRowsTimesTransposed *a, size_t m, size_t r, float *sums, const DotTile t, const int dtype) {
+    if (rk_quantised(dtype)) quantised_dots_tile(a, m, r, sums, t, dtype);
+    else dots_tile(a, m, r, sums, t, dtype);
+}
+
+/* `outs` outputs of `rows` rows, in tiles of at most DOT_OUTS; their sums over lanes RK_LANES at a time. */
 SIMD void dots_outputs(const RkRowsTimesTransposed *a, size_t m, size_t r, const int outs, const int rows, const int dtype) {
-    enum { DOTS = DOT_OUTS * RK_DOT_ROWS > RK_LANES ? DOT_OUTS * RK_DOT_ROWS : RK_LANES };
-    float sums[DOTS * RK_LANES], y[DOTS];
-    if (outs * rows < RK_LANES || outs < DOT_OUTS) memset(sums, 0, sizeof sums);
-    if (rk_quantised(dtype)) quantised_dots_tile(a, m, r, sums, outs, rows, dtype);
-    else dots_tile(a, m, r, sums, outs, rows, dtype);
-    for (int i = 0; i < rows * DOT_OUTS; i += RK_LANES) vec_store(y + i, vec_sum_rows(sums + i * RK_LANES));
-    for (int q = 0; q < rows; q++) memcpy(a->y + (r + (size_t)q) * a->M + m, y + q * DOT_OUTS, (size_t)outs * sizeof *y);
+    enum { MOST = DOT_OUTS * RK_DOT_ROWS > RK_LANES ? DOT_OUTS * RK_DOT_ROWS : RK_LANES };
+    float sums[MOST * RK_LANES], y[MOST];
+    const DotTile tile = {outs < DOT_OUTS ? outs : DOT_OUTS, rows, outs};
+    for (int o = 0; o < outs; o += DOT_OUTS) dots_any_tile(a, m + (size_t)o, r, sums + o * RK_LANES, tile, dtype);
+    if (outs * rows % RK_LANES) memset(sums + outs * rows * RK_LANES, 0, sizeof sums - (size_t)(outs * rows * RK_LANES) * sizeof *sums);
+    for (int i = 0; i < outs * rows; i += RK_LANES) vec_store(y + i, vec_sum_rows(sums + i * RK_LANES));
+    for (int q = 0; q < rows; q++) memcpy(a->y + (r + (size_t)q) * a->M + m, y + q * outs, (size_t)outs * sizeof *y);
 }
 
 /* `outs` outputs for all rows of x: the rows of w are in the cache after their first use. */
@@ -61,6 +67,8 @@ SIMD void dots_of_rows(const RkRowsTimesTransposed *a, size_t m, const int outs,
 
 SIMD void dots_range(const RkRowsTimesTransposed *a, size_t lo, size_t hi, const int dtype) {
     size_t m = lo;
+    if (a->R == 1 && RK_LANES > DOT_OUTS)
+        for (; m + RK_LANES <= hi; m += RK_LANES) dots_outputs(a, m, 0, RK_LANES > DOT_OUTS ? RK_LANES : DOT_OUTS, 1, dtype);
     for (; m + DOT_OUTS <= hi; m += DOT_OUTS) dots_of_rows(a, m, DOT_OUTS, dtype);
     for (; m < hi; m++) dots_of_rows(a, m, 1, dtype);
 }

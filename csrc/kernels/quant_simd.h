@@ -16,6 +16,7 @@ enum {
     QUANT_SPAN = 2048    /* elements of a row of w whose scales are converted at a time */
 };
 
+typedef struct DotTile { int outs, rows, group; } DotTile; /* outputs and rows; outputs of a row that are summed together */
 typedef struct QuantisedRow { int8_t *q; float *scale, *start; } QuantisedRow;
 
 SIMD QuantisedRow quantised_row(const void *xq, size_t row, size_t K) {
@@ -72,7 +73,8 @@ SIMD Vec quantised_scales(const uint16_t *stored, const QuantisedRow *x, size_t 
 }
 
 /* As dots_tile, for quantised w. */
-SIMD void quantised_dots_tile(const RkRowsTimesTransposed *a, size_t m, size_t r, float *sums, const int outs, const int rows, const int dtype) {
+SIMD void quantised_dots_tile(const RkRowsTimesTransposed *a, size_t m, size_t r, float *sums, const DotTile t, const int dtype) {
+    const int outs = t.outs, rows = t.rows;
     const int four = dtype == RK_Q4;
     const size_t K = a->K, bytes = four ? K / 2 : K, row_bytes = bytes + K / RK_QUANT_BLOCK * 2, columns = rk_quantised_columns(K);
     const char *w = (const char *)a->w + m * row_bytes;
@@ -104,5 +106,5 @@ SIMD void quantised_dots_tile(const RkRowsTimesTransposed *a, size_t m, size_t r
             }
     }
     for (int o = 0; o < outs; o++)
-        for (int q = 0; q < rows; q++) vec_store(sums + (q * DOT_OUTS + o) * RK_LANES, sum[o * rows + q]);
+        for (int q = 0; q < rows; q++) vec_store(sums + (q * t.group + o) * RK_LANES, sum[o * rows + q]);
 }

@@ -100,14 +100,13 @@ FEW_ROWS = 4  # up to which the cpu backend multiplies quantised weights in inte
 
 
 def quantised_x_bound(x, w):
-    """What quantising x may cost each output, x (R,K), w (M,K) decoded: half a step of every block, the largest |x| / 127 being a step,
-    and the float32 sum of at most K/4 terms of a lane and 24 more, with weights made larger by 128 of their steps."""
+    """What quantising x may cost each output, x (R,K), w (M,K) decoded: half a step of every block, the largest |x| / 127 being a step, and
+    the float32 sum of at most K/4 terms of a lane and 24 more, of weights that an offset leaves within four times their block's largest."""
     x, w = (np.abs(a).reshape(len(a), -1, BLOCK) for a in (x, w))
-    largest = x.max(2)
-    step_w = w.max(2)  # at least
-    rounding = largest / 127 * (0.5 + 127 * 3 * 2.0**-23)
-    sums = 2.0**-23 * (x.shape[1] * BLOCK / 4 + 24) * 255 * (x.sum(2) + largest * BLOCK / 127)
-    return rounding @ w.sum(2).T + sums @ step_w.T
+    step = x.max(2) / 127
+    rounding = step * (0.5 + 127 * 3 * 2.0**-23)
+    sums = 2.0**-23 * (x.shape[1] * BLOCK / 4 + 24) * 4 * (x.sum(2) + step * BLOCK)
+    return rounding @ w.sum(2).T + sums @ w.max(2).T
 
 
 def check_op(backend, op, weights, given, expected, more_error=0, **more):
