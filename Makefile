@@ -31,7 +31,7 @@ test: $(VENV)/.test
 	$(VPYTHON) -m pytest --doctest-modules rwkvtune || [ $$? -eq 5 ]  # 5: there are none
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache rwkvtune/*.so rwkvtune/*.dylib rwkvtune/libscipy_openblas.*
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache rwkvtune/*.so rwkvtune/*.dylib
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # ---- the environment ----
@@ -39,7 +39,7 @@ clean:
 $(VENV)/.ready: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "rwkvtune needs Python 3.10 or newer, this is " + sys.version.split()[0] + "; name another: make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install 'setuptools>=77' 'numpy>=2.0' 'scipy-openblas32>=0.3.28'
+	$(PIP) install 'setuptools>=77' 'numpy>=2.0'
 	@touch $@
 
 # $(VENV)/.NAME: this package, built and installed in place, with the optional dependencies called NAME.
@@ -57,7 +57,6 @@ CFLAGS_TEST := -O1 -ffp-contract=fast -fno-math-errno -fno-trapping-math $(SANIT
 BUILD := build/ctest
 COBJECTS := $(patsubst %.c,$(BUILD)/%.o,$(filter-out csrc/py/%,$(shell find csrc -name '*.c')))
 CTESTS := $(patsubst tests/c/%.c,$(BUILD)/%,$(wildcard tests/c/test_*.c))
-BLAS = $(shell $(VPYTHON) -c 'import scipy_openblas32 as b; print(b.get_$(1)_dir())')
 
 ctest: $(CTESTS)
 	@for t in $(CTESTS); do echo "== $$t"; $$t || exit 1; done
@@ -67,7 +66,6 @@ $(BUILD)/csrc/kernels/isa_avx2.o: TIER := -mavx2 -mfma -mf16c
 $(BUILD)/csrc/kernels/isa_avx512.o: TIER := -mavx512f -mavx512vl -mavx512bw -mavx512dq -mfma -mf16c -mavx2
 $(BUILD)/csrc/kernels/isa_avx512vnni.o: TIER := -mavx512f -mavx512vl -mavx512bw -mavx512dq -mavx512vnni -mfma -mf16c -mavx2
 endif
-$(BUILD)/csrc/base/gemm.o: TIER = -I$(call BLAS,include)
 
 $(BUILD)/%.o: %.c Makefile | $(VENV)/.ready
 	@mkdir -p $(@D)
@@ -79,7 +77,7 @@ $(BUILD)/libcore.a: $(COBJECTS)
 	@$(AR) rcs $@ $^
 
 $(BUILD)/test_%: $(BUILD)/tests/c/test_%.o $(BUILD)/libcore.a
-	@$(CC) $(SANITIZE) $^ -L$(call BLAS,lib) -lscipy_openblas -Wl,-rpath,$(call BLAS,lib) -lpthread -lm -o $@
+	@$(CC) $(SANITIZE) $^ -lpthread -lm -o $@
 
 # The thread pool under ThreadSanitizer.
 tsan:
@@ -87,13 +85,15 @@ tsan:
 	$(CC) $(CBASE) -O1 -fsanitize=thread tests/c/test_parallel.c csrc/base/parallel.c csrc/base/cpu.c -lpthread -lm -o build/tsan/test_parallel
 	build/tsan/test_parallel
 
-# The cpu backend on another architecture: cross-compiled without BLAS, run by an emulator where there is one.
+# The cpu backend on another architecture: cross-compiled, run by an emulator where there is one.
 ARM_CC := aarch64-linux-gnu-gcc
 aarch64:
 	@mkdir -p build/aarch64
-	$(ARM_CC) -std=c11 -D_GNU_SOURCE -O2 -ffp-contract=fast -fno-math-errno -fno-trapping-math $(CWARN) -Werror -Icsrc -I. -static \
-	    tests/c/test_ops_cpu.c tests/c/gemm_plain.c $(shell find csrc/kernels csrc/ops -name '*.c') \
-	    csrc/base/err.c csrc/base/cpu.c csrc/base/parallel.c -lpthread -lm -o build/aarch64/test_ops_cpu
-	if command -v qemu-aarch64 >/dev/null; then qemu-aarch64 build/aarch64/test_ops_cpu; else echo 'compiled; not run: no qemu-aarch64 here'; fi
+	for t in test_ops_cpu test_gemm; do \
+	    $(ARM_CC) -std=c11 -D_GNU_SOURCE -O2 -ffp-contract=fast -fno-math-errno -fno-trapping-math $(CWARN) -Werror -Icsrc -I. -static \
+	        tests/c/$$t.c $(shell find csrc/kernels csrc/ops -name '*.c') csrc/base/err.c csrc/base/cpu.c csrc/base/parallel.c \
+	        csrc/base/rng.c -lpthread -lm -o build/aarch64/$$t || exit 1; \
+	    if command -v qemu-aarch64 >/dev/null; then qemu-aarch64 build/aarch64/$$t || exit 1; \
+	    else echo 'compiled; not run: no qemu-aarch64 here'; fi; done
 
 -include $(COBJECTS:.o=.d) $(patsubst $(BUILD)/%,$(BUILD)/tests/c/%.d,$(CTESTS))

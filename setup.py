@@ -8,7 +8,6 @@ Environment switches:
 """
 
 import hashlib
-import importlib.metadata
 import os
 import platform
 import re
@@ -25,7 +24,6 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
-MACOS = sys.platform == "darwin"
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 
 FLAGS = ("-std=c11 -D_GNU_SOURCE -O3 -g0 -ffp-contract=fast -fno-math-errno -fno-trapping-math -fvisibility=hidden "
@@ -102,25 +100,11 @@ def compile_one(job):
     return str(obj)
 
 
-def copy_openblas(folder):
-    """Puts the library and its licence beside the extension; the names of the files copied."""
-    import scipy_openblas32 as openblas
-
-    libraries = list(Path(openblas.get_lib_dir()).glob("*.dylib" if MACOS else "*.so*"))
-    for library in libraries:
-        shutil.copy2(library, folder)
-    licences = importlib.metadata.files("scipy-openblas32")
-    for licence in [f for f in licences if f.name == "LICENSE.txt"][:1]:
-        shutil.copy2(licence.locate(), folder / "libscipy_openblas.LICENSE.txt")
-    return [library.name for library in libraries]
-
-
 class BuildExt(build_ext):
     def build_extension(self, ext):
         if os.name != "posix":
             raise SystemExit("rwkvtune builds on Linux and macOS; on Windows use it in WSL")
         import numpy
-        import scipy_openblas32 as openblas
 
         os.chdir(ROOT)
         nvcc = find_nvcc()
@@ -131,8 +115,7 @@ class BuildExt(build_ext):
             if source.suffix == ".cu":
                 return nvcc
             tier = (TIER_FLAGS.get(source.stem, []) if X86 else []) if source.stem.startswith("isa_") else NATIVE
-            blas = [f"-I{openblas.get_include_dir()}"] if source.stem == "gemm" else []
-            return [*cc, *tier, *blas, *(python if source.parts[1] == "py" else [])]
+            return [*cc, *tier, *(python if source.parts[1] == "py" else [])]
 
         # Objects of one configuration share a folder named after everything that decides them but the sources.
         if not shutil.which(cc[0]):
@@ -148,23 +131,15 @@ class BuildExt(build_ext):
                 objects = pool.map(compile_one, jobs, chunksize=1)
         except subprocess.CalledProcessError as error:
             raise SystemExit(f"compiling {error.cmd[-3]} failed (see the compiler's message above)")
-        self.link(ext, objects, nvcc, Path(openblas.get_lib_dir()))
+        self.link(ext, objects, nvcc)
 
-    def link(self, ext, objects, nvcc, blas_dir):
+    def link(self, ext, objects, nvcc):
         path = Path(self.get_ext_fullpath(ext.name))
         path.unlink(missing_ok=True)  # a new file: a running process may still have the old one mapped
         self.compiler.link_shared_object(
-            objects, str(path), libraries=["scipy_openblas", *(CUDA_LIBRARIES if nvcc else []), "m", "pthread"],
-            library_dirs=[str(blas_dir), *(cuda_library_dirs(nvcc[0]) if nvcc else [])],
-            extra_postargs=[*EXTRA, "-fno-lto", *([] if MACOS else ["-Wl,-rpath,$ORIGIN"])], build_temp=self.build_temp)
-        for name in copy_openblas(path.parent):
-            if MACOS:
-                subprocess.run(["install_name_tool", "-change", name, f"@loader_path/{name}", path], check=True)
-
-    def copy_extensions_to_source(self):
-        """Editable installs: OpenBLAS goes where the extension goes."""
-        super().copy_extensions_to_source()
-        copy_openblas(ROOT / "rwkvtune")
+            objects, str(path), libraries=[*(CUDA_LIBRARIES if nvcc else []), "m", "pthread"],
+            library_dirs=cuda_library_dirs(nvcc[0]) if nvcc else [],
+            extra_postargs=[*EXTRA, "-fno-lto"], build_temp=self.build_temp)
 
 
 setup(ext_modules=[Extension("rwkvtune._rwkvcore", [])], cmdclass={"build_ext": BuildExt})

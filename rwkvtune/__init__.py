@@ -2,7 +2,7 @@
 
 >>> import rwkvtune
 >>> sorted(rwkvtune.info())[:3]
-['blas', 'compiler', 'cpus']
+['compiler', 'cpus', 'cuda_built']
 """
 
 from .lazy import lazy_names
@@ -34,7 +34,7 @@ __getattr__, __dir__ = lazy_names(__name__, _HOME)
 
 
 def info():
-    """dict: version, instruction set chosen, threads, BLAS, CUDA build and devices, as the compiled core reports them."""
+    """dict: version, instruction set chosen, threads, CUDA build and devices, as the compiled core reports them."""
     from . import _rwkvcore
 
     return {"version": __version__, **_rwkvcore.info()}

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 def info() -> dict[str, Any]:
-    """{"isa", "isa_available", "threads", "cpus", "blas", "huge_pages", "compiler", "cuda_built", "cuda_devices", "cuda_reason"}"""
+    """{"isa", "isa_available", "threads", "cpus", "huge_pages", "compiler", "cuda_built", "cuda_devices", "cuda_reason"}"""
 
 def set_num_threads(n: int) -> None: ...
 def get_num_threads() -> int: ...

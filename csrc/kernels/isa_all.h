@@ -7,6 +7,7 @@
 #include "kernels/elementwise_simd.h"
 #include "kernels/gate_simd.h"
 #include "kernels/gelu_simd.h"
+#include "kernels/gemm_simd.h"
 #include "kernels/loss_simd.h"
 #include "kernels/quant_simd.h"
 #include "kernels/matvec_simd.h"
@@ -18,4 +19,5 @@
 #include "kernels/wkv7_simd.h"
 
 #define X(result, name, arguments) .name = k_##name,
-#define RK_KERNELS_TABLE(tier) const RkKernels rk_kernels_##tier = {.isa = #tier, .lanes = RK_LANES, RK_KERNELS(X)}
+#define RK_KERNELS_TABLE(tier) const RkKernels rk_kernels_##tier = {.isa = #tier, .lanes = RK_LANES, .gemm_rows = RK_GEMM_ROWS, \
+    .gemm_columns = RK_GEMM_VECTORS * RK_LANES, RK_KERNELS(X)}

@@ -154,6 +154,33 @@ typedef struct RkAdamWRange {
     float gscale, lr, beta1, one_minus_beta1, beta2, one_minus_beta2, eps, wd, inverse_bias1, inverse_bias2;
 } RkAdamWRange;
 
+/* Lines of an operand of a matrix product, a slice of K steps long: element k of line i is src[i * stride + k] (along_k) or
+ * src[k * stride + i]. */
+typedef struct RkGemmPack {
+    const float *src;
+    size_t stride, lines, K, width; /* width: lines of the panel to write */
+    int along_k;
+} RkGemmPack;
+
+typedef struct RkGemmBlock {
+    const float *a, *b; /* packed panels */
+    float *c;           /* (rows, cols) at distance ldc; add: added to */
+    size_t K, rows, cols, ldc;
+    int add;
+    const char *next; /* what to fetch from memory meanwhile: so many pieces of so many bytes at a distance of `next_stride` */
+    size_t next_pieces, next_bytes, next_stride;
+} RkGemmBlock;
+
+/* Rows are cut into as many panels of at most `most` as are needed, of almost equal size. */
+static inline size_t rk_gemm_panels(size_t rows, size_t most) { return (rows + most - 1) / most; }
+static inline size_t rk_gemm_panel_start(size_t rows, size_t most, size_t panel) {
+    size_t panels = rk_gemm_panels(rows, most), longer = rows % panels;
+    return rows / panels * panel + (panel < longer ? panel : longer);
+}
+static inline size_t rk_gemm_panel_rows(size_t rows, size_t most, size_t panel) {
+    return rk_gemm_panel_start(rows, most, panel + 1) - rk_gemm_panel_start(rows, most, panel);
+}
+
 /* X(result, name, arguments); what each computes stands in the ops header of the same name. "lo, hi" are rows, columns,
  * heads or elements as named. */
 #define RK_KERNELS(X)                                                                                       \
@@ -201,13 +228,16 @@ typedef struct RkAdamWRange {
     /* queries [lo, hi), at most RK_ATTN_BLOCK */                                                           \
     X(void, attention_fwd, (const RkAttnHead *a, size_t lo, size_t hi))                                     \
     X(void, attention_bwd, (const RkAttnHead *a))                                                           \
+    /* lines [i, i + n) into one panel, zeros from n to its width */                                        \
+    X(void, gemm_pack, (const RkGemmPack *a, size_t i, size_t n, float *out))                               \
+    X(void, gemm_block, (const RkGemmBlock *a))                                                             \
     X(double, xent_row, (float *z, size_t n, const RkXentRow *a))                                           \
     X(void, adamw, (const RkAdamWRange *a, size_t lo, size_t hi))                                           \
     X(double, sumsq, (const float *x, size_t n))
 
 typedef struct RkKernels {
     const char *isa; /* "scalar", "avx2", "avx512", "avx512vnni" or "neon" */
-    int lanes;
+    int lanes, gemm_rows, gemm_columns; /* of a vector; of a tile of a matrix product */
 #define X(result, name, arguments) result(*name) arguments;
     RK_KERNELS(X)
 #undef X

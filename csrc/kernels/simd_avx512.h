@@ -5,6 +5,8 @@
 #include <immintrin.h>
 
 #define RK_LANES 16
+#define RK_GEMM_ROWS 14
+#define RK_GEMM_VECTORS 2
 #define RK_WKV_FWD_TILE 4
 #define RK_WKV_BWD_TILE 4
 #define RK_WKV_ROW_TILE 4

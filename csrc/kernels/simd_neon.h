@@ -5,6 +5,8 @@
 #include <arm_neon.h>
 
 #define RK_LANES 4
+#define RK_GEMM_ROWS 8
+#define RK_GEMM_VECTORS 3
 #define RK_WKV_FWD_TILE 4
 #define RK_WKV_BWD_TILE 8
 #define RK_WKV_ROW_TILE 16

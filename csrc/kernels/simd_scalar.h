@@ -5,6 +5,8 @@
 #include <math.h>
 
 #define RK_LANES 1
+#define RK_GEMM_ROWS 4
+#define RK_GEMM_VECTORS 4
 #define RK_WKV_FWD_TILE 4 /* vectors of values kept in registers while the forward walks the keys */
 #define RK_WKV_BWD_TILE 4 /* the same for the backward */
 #define RK_WKV_ROW_TILE 4 /* vectors of one state row kept in registers */

@@ -5,7 +5,7 @@
 #include <math.h>
 #include <stdlib.h>
 
-#include "base/gemm.h"
+#include "kernels/gemm.h"
 #include "base/parallel.h"
 #include "base/rng.h"
 #include "model/manifest.h"
@@ -43,37 +43,38 @@ static void project_row(void *ctx, size_t task) {
 }
 
 /* Takes the directions of rows [first, first + done) out of the n rows after them: two matrix products. */
-static void project_rows(Ortho *o, size_t first, size_t done, size_t n) {
+static int project_rows(Ortho *o, size_t first, size_t done, size_t n) {
     int length = (int)o->length;
     const float *q = o->q + first * o->length;
     float *rest = o->q + (first + done) * o->length;
-    rk_gemm(&(RkGemm){.M = (int)n, .N = (int)done, .K = length, .A = rest, .lda = length, .B = q, .ldb = length,
-                      .trans_b = 1, .C = o->along, .ldc = (int)done});
+    RK_TRY(rk_gemm(&(RkGemm){.M = (int)n, .N = (int)done, .K = length, .A = rest, .lda = length, .B = q, .ldb = length,
+                             .trans_b = 1, .C = o->along, .ldc = (int)done}));
     for (size_t i = 0; i < n * done; i++) o->along[i] = -o->along[i];
-    rk_gemm(&(RkGemm){.M = (int)n, .N = length, .K = (int)done, .A = o->along, .lda = (int)done, .B = q, .ldb = length,
-                      .C = rest, .ldc = length, .accumulate = 1});
+    return rk_gemm(&(RkGemm){.M = (int)n, .N = length, .K = (int)done, .A = o->along, .lda = (int)done, .B = q, .ldb = length,
+                             .C = rest, .ldc = length, .accumulate = 1});
 }
 
 /* Gram-Schmidt by halves, so that nearly all the work is in large matrix products. */
-static void orthonormalise_rows(Ortho *o, size_t first, size_t n) {
+static int orthonormalise_rows(Ortho *o, size_t first, size_t n) {
     if (n > PANEL) {
         size_t half = n / 2;
-        orthonormalise_rows(o, first, half);
-        project_rows(o, first, half, n - half);
-        orthonormalise_rows(o, first + half, n - half);
-        return;
+        RK_TRY(orthonormalise_rows(o, first, half));
+        RK_TRY(project_rows(o, first, half, n - half));
+        return orthonormalise_rows(o, first + half, n - half);
     }
     for (o->row = first; o->row < first + n; o->row++) {
         float *q = o->q + o->row * o->length, scale = (float)(1 / sqrt(dot(q, q, o->length)));
         for (size_t i = 0; i < o->length; i++) q[i] *= scale;
         rk_parallel(first + n - o->row - 1, project_row, o);
     }
+    return RK_OK;
 }
 
 /* Twice: the second time the rows are nearly orthonormal already, and what rounding left is taken out. */
-static void orthonormalise(Ortho *o) {
+static int orthonormalise(Ortho *o) {
     rk_parallel(o->rows, fill_row, o);
-    for (int pass = 0; pass < 2; pass++) orthonormalise_rows(o, 0, o->rows);
+    for (int pass = 0; pass < 2; pass++) RK_TRY(orthonormalise_rows(o, 0, o->rows));
+    return RK_OK;
 }
 
 typedef struct { const RkParam *p; const Ortho *o; double gain; } Transfer;
@@ -97,8 +98,8 @@ static int init_ortho(const RkParam *p, RkRng rng) {
     if (!o.q || !o.along) {
         rc = rk_fail(RK_ENOMEM, "no memory to initialise %s (%zu x %zu)", p->name, rows, cols);
     } else {
-        orthonormalise(&o);
-        rk_parallel(rows, transfer_row, &t);
+        rc = orthonormalise(&o);
+        if (!rc) rk_parallel(rows, transfer_row, &t);
     }
     free(o.q);
     free(o.along);

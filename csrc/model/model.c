@@ -92,5 +92,5 @@ size_t rk_model_scratch_bytes(const RkModel *m) {
         size_t need = m->be->scratch_bytes(m->cfg.block[l].N);
         if (need > most) most = need;
     }
-    return most * (size_t)rk_num_threads();
+    return most * (size_t)rk_num_threads() + m->be->call_scratch_bytes;
 }

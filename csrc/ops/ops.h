@@ -76,6 +76,7 @@ typedef struct RkBackend {
     const char *name;
     int dtype; /* of activations, parameters and gradients: RK_F32 or RK_F64 */
     size_t (*scratch_bytes)(int head_size); /* per thread, beyond the arenas: part of the plan */
+    size_t call_scratch_bytes;              /* of the thread that calls, besides */
 #define X(op, Args, FIELDS)          \
     int (*op##_fwd)(const Args *);   \
     int (*op##_bwd)(const Args *);

@@ -7,7 +7,6 @@
 
 #include "base/cpu.h"
 #include "base/err.h"
-#include "base/gemm.h"
 #include "base/parallel.h"
 #include "kernels/kernels.h"
 #ifdef RK_HAVE_CUDA
@@ -90,8 +89,8 @@ static PyObject *info(PyObject *module, PyObject *unused) {
 #else
     int huge_pages = 0;
 #endif
-    return Py_BuildValue("{s:s,s:N,s:i,s:i,s:s,s:N,s:s,s:N,s:i,s:s}", "isa", rk_k.isa, "isa_available", isa_available(),
-                         "threads", rk_num_threads(), "cpus", rk_cpu_count(), "blas", rk_gemm_library(), "huge_pages",
+    return Py_BuildValue("{s:s,s:N,s:i,s:i,s:N,s:s,s:N,s:i,s:s}", "isa", rk_k.isa, "isa_available", isa_available(),
+                         "threads", rk_num_threads(), "cpus", rk_cpu_count(), "huge_pages",
                          PyBool_FromLong(huge_pages), "compiler", __VERSION__, "cuda_built", PyBool_FromLong(built),
                          "cuda_devices", devices, "cuda_reason", reason);
 }
@@ -134,7 +133,6 @@ static int module_exec(PyObject *module) {
     if (!st->format_error || !st->device_error) return -1;
     int rc = rk_kernels_init(); /* fails where RWKVTUNE_ISA asks for what there is not */
     if (rc) return rk_py_raise(st, rc), -1;
-    rk_gemm_init();
     if (rk_py_add_ops(module) < 0 || rk_py_add_weights(module) < 0) return -1;
     if (rk_py_add_model(module) < 0 || rk_py_add_trainer(module) < 0) return -1;
     if (rk_py_add_tokenizer(module) < 0 || rk_py_add_dataset(module) < 0) return -1;

@@ -5,7 +5,7 @@ import sys
 
 from . import run_command
 
-SUMMARY = "Show the version, the instruction set in use, threads, BLAS and CUDA."
+SUMMARY = "Show the version, the instruction set in use, threads and CUDA."
 
 
 def add_arguments(parser):

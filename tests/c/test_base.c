@@ -8,7 +8,6 @@
 #include "base/cpu.h"
 #include "base/err.h"
 #include "base/file.h"
-#include "base/gemm.h"
 #include "base/half.h"
 #include "base/parallel.h"
 #include "base/quant.h"
@@ -172,73 +171,6 @@ static void test_rng_streams(void) {
     CHECK(rk_rng_uniform(a, 7) != rk_rng_uniform(a, 7 + ((uint64_t)1 << 32)));
 }
 
-/* ---- matrix products ---- */
-
-static float *random_matrix(size_t n, const char *name) {
-    float *p = malloc((n ? n : 1) * sizeof *p);
-    for (size_t i = 0; i < n; i++) p[i] = (float)rk_rng_normal(rk_rng(3, name), i);
-    return p;
-}
-
-/* Every element within the bound of a float32 sum of K products in any order, and the padding untouched. */
-static int product_is_right(const RkGemm *g, const float *before) {
-    int right = 1;
-    for (int i = 0; i < g->M; i++) {
-        for (int j = 0; j < g->ldc; j++) {
-            float got = g->C[i * g->ldc + j], old = before[i * g->ldc + j];
-            if (j >= g->N) {
-                right &= got == old;
-                continue;
-            }
-            double sum = g->accumulate ? old : 0, size = fabs(sum);
-            for (int k = 0; k < g->K; k++) {
-                double a = g->trans_a ? g->A[k * g->lda + i] : g->A[i * g->lda + k];
-                double b = g->trans_b ? g->B[j * g->ldb + k] : g->B[k * g->ldb + j];
-                sum += a * b;
-                size += fabs(a * b);
-            }
-            right &= fabs(got - sum) <= (g->K + 2) * 0x1p-24 * size;
-        }
-    }
-    return right;
-}
-
-static void test_gemm_case(int M, int N, int K, int variant) {
-    int trans_a = variant & 1, trans_b = variant >> 1 & 1, accumulate = variant >> 2 & 1, pad = 3;
-    int lda = (trans_a ? M : K) + pad, ldb = (trans_b ? K : N) + pad, ldc = N + pad;
-    float *A = random_matrix((size_t)lda * (size_t)(trans_a ? K : M), "a");
-    float *B = random_matrix((size_t)ldb * (size_t)(trans_b ? N : K), "b");
-    size_t bytes = (size_t)M * (size_t)ldc * sizeof(float);
-    float *before = random_matrix(bytes / sizeof(float), "c"), *first = malloc(bytes), *C = malloc(bytes);
-    if (!accumulate)
-        for (int i = 0; i < M; i++)
-            for (int j = 0; j < N; j++) before[i * ldc + j] = NAN; /* must be overwritten without being read */
-
-    for (int threads = 1; threads <= 3; threads++) {
-        rk_set_num_threads(threads);
-        memcpy(C, before, bytes);
-        RkGemm g = {M, N, K, A, lda, trans_a, B, ldb, trans_b, C, ldc, accumulate};
-        rk_gemm(&g);
-        if (threads == 1) {
-            if (!CHECK(product_is_right(&g, before))) printf("    M %d N %d K %d variant %d\n", M, N, K, variant);
-            memcpy(first, C, bytes);
-        } else {
-            CHECK(memcmp(first, C, bytes) == 0);
-        }
-    }
-    free(A), free(B), free(C), free(before), free(first);
-}
-
-static void test_gemm(void) {
-    const int shapes[][3] = {{1, 1, 1},    {1, 37, 5},   {7, 1, 9},     {3, 5, 0},     {17, 33, 65},
-                             {64, 64, 64}, {130, 97, 71}, {300, 150, 40}, {33, 520, 77}, {513, 70, 31}};
-    rk_gemm_init();
-    CHECK(strstr(rk_gemm_library(), "OpenBLAS") != NULL);
-    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
-        for (int variant = 0; variant < 8; variant++)
-            test_gemm_case(shapes[i][0], shapes[i][1], shapes[i][2], variant);
-}
-
 /* ---- files and errors ---- */
 
 static void test_files(void) {
@@ -303,7 +235,6 @@ int main(void) {
     test_philox_known_answers();
     test_rng_moments();
     test_rng_streams();
-    test_gemm();
     test_files();
     test_errors();
     test_cpu();

@@ -12,7 +12,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "base/gemm.h"
 #include "base/half.h"
 #include "base/quant.h"
 #include "base/parallel.h"
@@ -769,7 +768,6 @@ static void test_transformer(void) {
 }
 
 int main(void) {
-    rk_gemm_init();
     check(rk_kernels_init() == RK_OK, "kernels: %s", rk_error());
     check(rk_kernels_select("mmx") == RK_EINVAL, "an unknown instruction set is accepted");
     static const int widths[] = {1, 3, 8, 15, 16, 17, 31, 32, 33, 64, 128}, lengths[] = {1, 2, 16, 17, 37};

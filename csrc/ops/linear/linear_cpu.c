@@ -1,9 +1,9 @@
-/* linear_cpu.c - products with stored matrices. From RK_FEW_ROWS + 1 rows on BLAS does the work; for fewer (decoding) its
- * matrix-vector product reaches a third of the memory's bandwidth, so own kernels do. */
+/* linear_cpu.c - products with stored matrices. From RK_FEW_ROWS + 1 rows on they are matrix products; with fewer (decoding)
+ * reading the weights once, as they lie, is all that counts, and other kernels do that. */
 #include "ops/backend_cpu.h"
 
-#include "base/gemm.h"
 #include "base/quant.h"
+#include "kernels/gemm.h"
 
 enum { FEW_ROWS_WEIGHTS = 1 << 15 /* weights one task reads */ };
 
@@ -58,24 +58,24 @@ int rk_cpu_linear_fwd(const RkLinear *o) {
         rk_parallel(rk_cpu_tasks(M, outputs_per_task(K)), stored_task, (void *)o);
         return RK_OK;
     }
-    rk_gemm(&(RkGemm){.M = (int)R, .N = (int)M, .K = (int)K,
-                      .A = rk_f32(o->x), .lda = (int)K,
-                      .B = rk_f32(o->w), .ldb = (int)K, .trans_b = 1,
-                      .C = rk_f32(o->y), .ldc = (int)M});
+    RK_TRY(rk_gemm(&(RkGemm){.M = (int)R, .N = (int)M, .K = (int)K,
+                             .A = rk_f32(o->x), .lda = (int)K,
+                             .B = rk_f32(o->w), .ldb = (int)K, .trans_b = 1,
+                             .C = rk_f32(o->y), .ldc = (int)M}));
     return RK_OK;
 }
 
 int rk_cpu_linear_bwd(const RkLinear *o) {
     int K = rk_cols(o->w), M = (int)rk_rows(o->w), R = (int)(rk_numel(o->dy) / (size_t)M);
     if (o->dw.p)
-        rk_gemm(&(RkGemm){.M = M, .N = K, .K = R,
-                          .A = rk_f32(o->dy), .lda = M, .trans_a = 1,
-                          .B = rk_f32(o->x), .ldb = K,
-                          .C = rk_f32(o->dw), .ldc = K, .accumulate = 1});
+        RK_TRY(rk_gemm(&(RkGemm){.M = M, .N = K, .K = R,
+                                 .A = rk_f32(o->dy), .lda = M, .trans_a = 1,
+                                 .B = rk_f32(o->x), .ldb = K,
+                                 .C = rk_f32(o->dw), .ldc = K, .accumulate = 1}));
     if (o->dx.p)
-        rk_gemm(&(RkGemm){.M = R, .N = K, .K = M,
-                          .A = rk_f32(o->dy), .lda = M,
-                          .B = rk_f32(o->w), .ldb = K,
-                          .C = rk_f32(o->dx), .ldc = K});
+        RK_TRY(rk_gemm(&(RkGemm){.M = R, .N = K, .K = M,
+                                 .A = rk_f32(o->dy), .lda = M,
+                                 .B = rk_f32(o->w), .ldb = K,
+                                 .C = rk_f32(o->dx), .ldc = K}));
     return RK_OK;
 }

@@ -3,8 +3,8 @@
 
 #include <string.h>
 
-#include "base/gemm.h"
 #include "base/quant.h"
+#include "kernels/gemm.h"
 
 typedef struct Lowrank { const RkLowrank *o; size_t R, C, D, O; } Lowrank;
 
@@ -90,16 +90,16 @@ int rk_cpu_lowrank_fwd(const RkLowrank *o) {
         return RK_OK;
     }
     if (o->m1.dtype != RK_F32 || o->m2.dtype != RK_F32) return lowrank_stored(&s);
-    rk_gemm(&(RkGemm){.M = R, .N = D, .K = C,
-                      .A = rk_f32(o->x), .lda = C,
-                      .B = rk_f32(o->m1), .ldb = D,
-                      .C = rk_f32(o->h), .ldc = D});
+    RK_TRY(rk_gemm(&(RkGemm){.M = R, .N = D, .K = C,
+                             .A = rk_f32(o->x), .lda = C,
+                             .B = rk_f32(o->m1), .ldb = D,
+                             .C = rk_f32(o->h), .ldc = D}));
     if (o->act != RK_ACT_NONE) rk_parallel(rk_cpu_tasks(s.R * s.D, RK_CPU_GRAIN), activate_task, &s);
     if (o->bias.p) rk_parallel(rk_cpu_tasks(s.R, rk_cpu_rows_per_task(s.O)), bias_task, &s);
-    rk_gemm(&(RkGemm){.M = R, .N = O, .K = D,
-                      .A = rk_f32(o->h), .lda = D,
-                      .B = rk_f32(o->m2), .ldb = O,
-                      .C = rk_f32(o->y), .ldc = O, .accumulate = o->bias.p != NULL});
+    RK_TRY(rk_gemm(&(RkGemm){.M = R, .N = O, .K = D,
+                             .A = rk_f32(o->h), .lda = D,
+                             .B = rk_f32(o->m2), .ldb = O,
+                             .C = rk_f32(o->y), .ldc = O, .accumulate = o->bias.p != NULL}));
     return RK_OK;
 }
 
@@ -115,23 +115,23 @@ static void slope_task(void *ctx, size_t task) {
 int rk_cpu_lowrank_bwd(const RkLowrank *o) {
     Lowrank s = lowrank_sizes(o);
     int R = (int)s.R, C = (int)s.C, D = (int)s.D, O = (int)s.O;
-    rk_gemm(&(RkGemm){.M = R, .N = D, .K = O,
-                      .A = rk_f32(o->dy), .lda = O,
-                      .B = rk_f32(o->m2), .ldb = O, .trans_b = 1,
-                      .C = rk_f32(o->dh), .ldc = D});
+    RK_TRY(rk_gemm(&(RkGemm){.M = R, .N = D, .K = O,
+                             .A = rk_f32(o->dy), .lda = O,
+                             .B = rk_f32(o->m2), .ldb = O, .trans_b = 1,
+                             .C = rk_f32(o->dh), .ldc = D}));
     if (o->act != RK_ACT_NONE) rk_parallel(rk_cpu_tasks(s.R * s.D, RK_CPU_GRAIN), slope_task, &s);
-    rk_gemm(&(RkGemm){.M = D, .N = O, .K = R,
-                      .A = rk_f32(o->h), .lda = D, .trans_a = 1,
-                      .B = rk_f32(o->dy), .ldb = O,
-                      .C = rk_f32(o->dm2), .ldc = O, .accumulate = 1});
+    RK_TRY(rk_gemm(&(RkGemm){.M = D, .N = O, .K = R,
+                             .A = rk_f32(o->h), .lda = D, .trans_a = 1,
+                             .B = rk_f32(o->dy), .ldb = O,
+                             .C = rk_f32(o->dm2), .ldc = O, .accumulate = 1}));
     if (o->dbias.p) rk_cpu_column_sums(rk_f32(o->dy), rk_f32(o->dbias), s.R, s.O);
-    rk_gemm(&(RkGemm){.M = C, .N = D, .K = R,
-                      .A = rk_f32(o->x), .lda = C, .trans_a = 1,
-                      .B = rk_f32(o->dh), .ldb = D,
-                      .C = rk_f32(o->dm1), .ldc = D, .accumulate = 1});
-    rk_gemm(&(RkGemm){.M = R, .N = C, .K = D,
-                      .A = rk_f32(o->dh), .lda = D,
-                      .B = rk_f32(o->m1), .ldb = D, .trans_b = 1,
-                      .C = rk_f32(o->dx), .ldc = C});
+    RK_TRY(rk_gemm(&(RkGemm){.M = C, .N = D, .K = R,
+                             .A = rk_f32(o->x), .lda = C, .trans_a = 1,
+                             .B = rk_f32(o->dh), .ldb = D,
+                             .C = rk_f32(o->dm1), .ldc = D, .accumulate = 1}));
+    RK_TRY(rk_gemm(&(RkGemm){.M = R, .N = C, .K = D,
+                             .A = rk_f32(o->dh), .lda = D,
+                             .B = rk_f32(o->m1), .ldb = D, .trans_b = 1,
+                             .C = rk_f32(o->dx), .ldc = C}));
     return RK_OK;
 }

@@ -4,7 +4,7 @@
 
 #include <string.h>
 
-#include "base/gemm.h"
+#include "kernels/gemm.h"
 
 typedef struct Ddlerp { const RkDdlerp *o; size_t B, T, R, C, n, D, W; int z; } Ddlerp;
 
@@ -50,28 +50,27 @@ static void tanh_task(void *ctx, size_t task) {
 }
 
 /* out = h_z m2_z */
-static void coefficients(const Ddlerp *s, size_t z, float *out) {
+static int coefficients(const Ddlerp *s, size_t z, float *out) {
     const float *h = rk_f32(s->o->h) + z * s->D, *m2 = rk_f32(s->o->m2) + z * s->D * s->C;
     if (s->R > RK_FEW_ROWS)
-        rk_gemm(&(RkGemm){.M = (int)s->R, .N = (int)s->C, .K = (int)s->D, .A = h, .lda = (int)s->W, .B = m2, .ldb = (int)s->C,
-                          .C = out, .ldc = (int)s->C});
-    else
-        for (size_t r = 0; r < s->R; r++)
-            rk_cpu_few_rows_product(
-                &(RkRowsTimesMatrix){.x = h + r * s->W, .m = m2, .y = out + r * s->C, .R = 1, .K = s->D, .M = s->C});
+        return rk_gemm(&(RkGemm){.M = (int)s->R, .N = (int)s->C, .K = (int)s->D, .A = h, .lda = (int)s->W, .B = m2, .ldb = (int)s->C,
+                                 .C = out, .ldc = (int)s->C});
+    for (size_t r = 0; r < s->R; r++)
+        rk_cpu_few_rows_product(&(RkRowsTimesMatrix){.x = h + r * s->W, .m = m2, .y = out + r * s->C, .R = 1, .K = s->D, .M = s->C});
+    return RK_OK;
 }
 
 int rk_cpu_ddlerp_fwd(const RkDdlerp *o) {
     Ddlerp s = ddlerp_sizes(o);
     each_row(&s, mix_task);
     if (s.R > RK_FEW_ROWS)
-        rk_gemm(&(RkGemm){.M = (int)s.R, .N = (int)s.W, .K = (int)s.C, .A = rk_f32(o->mixed), .lda = (int)s.C,
-                          .B = rk_f32(o->m1), .ldb = (int)s.W, .C = rk_f32(o->h), .ldc = (int)s.W});
+        RK_TRY(rk_gemm(&(RkGemm){.M = (int)s.R, .N = (int)s.W, .K = (int)s.C, .A = rk_f32(o->mixed), .lda = (int)s.C,
+                                 .B = rk_f32(o->m1), .ldb = (int)s.W, .C = rk_f32(o->h), .ldc = (int)s.W}));
     else
         rk_cpu_few_rows_product(
             &(RkRowsTimesMatrix){.x = rk_f32(o->mixed), .m = rk_f32(o->m1), .y = rk_f32(o->h), .R = s.R, .K = s.C, .M = s.W});
     rk_parallel(rk_cpu_tasks(s.R * s.W, RK_CPU_GRAIN), tanh_task, &s);
-    for (size_t z = 0; z < s.n; z++) coefficients(&s, z, rk_f32(o->y[z]));
+    for (size_t z = 0; z < s.n; z++) RK_TRY(coefficients(&s, z, rk_f32(o->y[z])));
     each_row(&s, lerp_task);
     for (size_t b = 0; o->last.p && b < s.B; b++) /* after the tasks: it may be the memory of prev */
         memcpy(rk_f32(o->last) + b * s.C, rk_f32(o->x) + (b * s.T + s.T - 1) * s.C, s.C * sizeof(float));
@@ -120,32 +119,33 @@ static void next_task(void *ctx, size_t task) {
     }
 }
 
-static void lerps_bwd(Ddlerp *s) {
+static int lerps_bwd(Ddlerp *s) {
     const RkDdlerp *o = s->o;
     int R = (int)s->R, C = (int)s->C, D = (int)s->D, W = (int)s->W;
     for (size_t z = 0; z < s->n; z++) {
         s->z = (int)z;
-        coefficients(s, z, rk_f32(o->mixed));
+        RK_TRY(coefficients(s, z, rk_f32(o->mixed)));
         each_row(s, lerp_bwd_task);
         rk_cpu_column_sums(rk_f32(o->mixed), rk_f32(o->dmu[z]), s->R, s->C);
-        rk_gemm(&(RkGemm){.M = D, .N = C, .K = R, .A = rk_f32(o->h) + z * s->D, .lda = W, .trans_a = 1, .B = rk_f32(o->mixed), .ldb = C,
-                          .C = rk_f32(o->dm2) + z * s->D * s->C, .ldc = C, .accumulate = 1});
-        rk_gemm(&(RkGemm){.M = R, .N = D, .K = C, .A = rk_f32(o->mixed), .lda = C, .B = rk_f32(o->m2) + z * s->D * s->C, .ldb = C,
-                          .trans_b = 1, .C = rk_f32(o->dh) + z * s->D, .ldc = W});
+        RK_TRY(rk_gemm(&(RkGemm){.M = D, .N = C, .K = R, .A = rk_f32(o->h) + z * s->D, .lda = W, .trans_a = 1, .B = rk_f32(o->mixed),
+                                 .ldb = C, .C = rk_f32(o->dm2) + z * s->D * s->C, .ldc = C, .accumulate = 1}));
+        RK_TRY(rk_gemm(&(RkGemm){.M = R, .N = D, .K = C, .A = rk_f32(o->mixed), .lda = C, .B = rk_f32(o->m2) + z * s->D * s->C, .ldb = C,
+                                 .trans_b = 1, .C = rk_f32(o->dh) + z * s->D, .ldc = W}));
     }
+    return RK_OK;
 }
 
 int rk_cpu_ddlerp_bwd(const RkDdlerp *o) {
     Ddlerp s = ddlerp_sizes(o);
     int R = (int)s.R, C = (int)s.C, W = (int)s.W;
     each_row(&s, zero_task);
-    lerps_bwd(&s);
+    RK_TRY(lerps_bwd(&s));
     rk_parallel(rk_cpu_tasks(s.R * s.W, RK_CPU_GRAIN), slope_task, &s);
     each_row(&s, mix_task);
-    rk_gemm(&(RkGemm){.M = C, .N = W, .K = R, .A = rk_f32(o->mixed), .lda = C, .trans_a = 1, .B = rk_f32(o->dh), .ldb = W,
-                      .C = rk_f32(o->dm1), .ldc = W, .accumulate = 1});
-    rk_gemm(&(RkGemm){.M = R, .N = C, .K = W, .A = rk_f32(o->dh), .lda = W, .B = rk_f32(o->m1), .ldb = W, .trans_b = 1,
-                      .C = rk_f32(o->mixed), .ldc = C});
+    RK_TRY(rk_gemm(&(RkGemm){.M = C, .N = W, .K = R, .A = rk_f32(o->mixed), .lda = C, .trans_a = 1, .B = rk_f32(o->dh), .ldb = W,
+                             .C = rk_f32(o->dm1), .ldc = W, .accumulate = 1}));
+    RK_TRY(rk_gemm(&(RkGemm){.M = R, .N = C, .K = W, .A = rk_f32(o->dh), .lda = W, .B = rk_f32(o->m1), .ldb = W, .trans_b = 1,
+                             .C = rk_f32(o->mixed), .ldc = C}));
     s.z = -1;
     each_row(&s, lerp_bwd_task);
     rk_cpu_column_sums(rk_f32(o->mixed), rk_f32(o->dmu_x), s.R, s.C);
