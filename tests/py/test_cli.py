@@ -220,6 +220,9 @@ def test_bad_weights(capsys, files, bad_weights, command, name):
     (["bench", "--threads", "1000"], "--threads is 1000"),
     (["bench", "--seconds", "-1"], "--seconds is -1"),
     (["bench", "--n_embd", "33"], "head_size_a"),
+    (["bench", "speed"], "there is no benchmark 'speed'"),
+    (["bench", "train", "--json", "T/x.json"], "the directory does not exist"),
+    (["bench", "tokenize", "--quick", "--vocab", "none"], "vocabulary not found: none"),
 ])  # fmt: skip
 def test_wrong_paths_and_values(capsys, files, argv, words):
     places = {"M": files / "m.pth", "V": files / "vocab.txt", "T": files / "text.txt", "D": files, "P": files / "data" / "train"}
@@ -403,27 +406,6 @@ def test_eval_refuses(capsys, files, tmp_path):
     with pytest.raises(SystemExit) as stop:
         main(["eval", "m.pth", "--text", "a", "--data_file", "b"])
     assert stop.value.code == 2 and "not allowed with" in capsys.readouterr().err
-
-
-def test_bench(capsys):
-    argv = [
-        "bench",
-        "--n_layer",
-        "1",
-        "--n_embd",
-        "32",
-        "--head_size_a",
-        "32",
-        "--ctx_len",
-        "16",
-        "--micro_bsz",
-        "2",
-        "--seconds",
-        "0.05",
-    ]
-    assert main(argv) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[-3:]] == ["training", "prompt", "generation"]
 
 
 def train_argv(files, out, *more):
