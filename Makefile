@@ -3,7 +3,7 @@
 #   make quickstart [TEXT=file]   train a small model on a text and let it write; WORK_DIR=directory for its files,
 #                                 FRESH=1 to start again
 #   make test                     C tests under sanitizers, Python tests, doctests
-#   make bench                    speed on this machine
+#   make bench                    speed on this machine beside its limits, many minutes; QUICK=1 for less
 #   make clean                    remove what these commands made, .venv included
 #
 # PYTHON=python3.12 make ...      use another Python for .venv
@@ -23,7 +23,7 @@ quickstart: $(VENV)/.plot
 	$(VPYTHON) -m rwkvtune.cli.quickstart $(if $(TEXT),"$(TEXT)") $(if $(WORK_DIR),--work_dir "$(WORK_DIR)") $(if $(FRESH),--fresh)
 
 bench: $(VENV)/.plot
-	$(VPYTHON) -m rwkvtune.cli.bench
+	$(VPYTHON) -m rwkvtune.cli.bench $(if $(QUICK),--quick) --chart bench.png --json bench.json
 
 test: $(VENV)/.test
 	@$(MAKE) --no-print-directory -j$(JOBS) ctest

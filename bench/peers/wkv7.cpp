@@ -3,8 +3,9 @@
 //   z = S a,  S = S diag(d) + z b^T + v k^T,  y = S r          S is (value, key); here a row S[j] is one key, its values contiguous
 //
 // The forward keeps S before every 16th token and z; the backward runs 16 tokens forward again and then back.
-#include <torch/extension.h>
+#include <ATen/ATen.h>
 #include <ATen/Parallel.h>
+#include <torch/csrc/utils/pybind.h>
 
 constexpr int N = 64, CHUNK = 16;
 
