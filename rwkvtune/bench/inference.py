@@ -21,12 +21,10 @@ _DECODE = {
 
 
 def bytes_per_step(model):
-    """Bytes of weights that one step of decoding reads: all but the embedding, of which it looks up a row.
-
-    Weights whose format the core does not tell are float32.
-    """
-    formats = {row["name"]: row.get("nbytes") for row in model._core.manifest()}
-    return sum(formats.get(name) or 4 * int(np.prod(row["shape"])) for row in model._core.manifest() for name in [row["name"]] if name != "emb.weight")
+    """Bytes of weights that one step of decoding reads: all but the embedding, of which it looks up a row."""
+    held = getattr(model, "_weights", None)  # name -> (format, array) of a model whose weights have formats of their own
+    arrays = {name: array for name, (_, array) in held.items()} if held else model.named_parameters()
+    return sum(array.nbytes for name, array in arrays.items() if name != "emb.weight")
 
 
 def load(path, precision):

@@ -20,8 +20,11 @@ def split(sizes):
 
 def in_products(model):
     """(numbers in the matrices that every token of a layer is multiplied with, those of the head)."""
-    layers = sum(p.size for name, p in model.named_parameters().items() if p.squeeze().ndim == 2 and name not in ("emb.weight", "head.weight")
-                 and not name.endswith(("r_k", "time_state", "time_faaaa", "time_decay")))  # fmt: skip
+    layers = 0
+    for row in model._core.manifest():
+        name, shape = row["name"], [size for size in row["shape"] if size > 1]
+        if len(shape) == 2 and name not in ("emb.weight", "head.weight") and not name.endswith(("r_k", "time_state", "time_faaaa", "time_decay")):
+            layers += shape[0] * shape[1]
     return layers, model.config.vocab_size * model.config.n_embd
 
 
