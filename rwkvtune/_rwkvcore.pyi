@@ -46,6 +46,12 @@ class State:
     nbytes: int
     def rows(self) -> list[tuple[int, str, np.ndarray]]: ...
     def copy(self) -> State: ...
+    def take(self, rows: Sequence[int]) -> State:
+        """A new state of these sequences, in this order, any of them repeated."""
+    def put(self, to: int, state: State, row: int) -> None:
+        """Copies sequence `row` of a state of the same model and length over sequence `to` of this one."""
+    def narrow(self, n: int) -> None:
+        """The first n sequences only; a larger n, up to those it was made with, brings the others back."""
 
 class Model:
     def __init__(self, config: Mapping[str, Any], backend: str = "cpu", weights: dict[str, tuple[str, np.ndarray]] | None = None) -> None:
@@ -87,13 +93,24 @@ class Model:
         """Bytes, exactly as they will be allocated: {"parameters", "gradients", "moments", "activations", "state", "scratch", "total"}."""
     def allocated(self) -> dict[str, int]:
         """The same keys, as allocated now."""
-    def generate(self, ids: np.ndarray, state: State | None, max_new_tokens: int, *, temperature: float, top_p: float, top_k: int,
-                 presence_penalty: float, frequency_penalty: float, penalty_decay: float, seed: int, stop_tokens: Sequence[int],
-                 on_token: Callable[[int], Any] | None) -> tuple[list[int], State]:
-        """ids int32 (T,), T >= 1 (all of them are read before sampling). Ctrl-C is honoured between tokens. on_token(id) may return True to stop."""
+    def step(self, ids: np.ndarray, state: State, logits: np.ndarray | None) -> None:
+        """Reads ids int32 (b,T) into the first b sequences of the state, in place, after narrowing it to b.
+        logits: float32, at least b rows of vocab_size, gets those after the last token; None where they are not wanted."""
 
-def sample(logits: np.ndarray, temperature: float, top_p: float, top_k: int, uniform: float) -> int:
-    """One draw from a row of logits with a given uniform number in [0,1): softmax, top_p, top_k, p^(1/temperature)."""
+class Sampler:
+    """What drawing the tokens of one sequence depends on: options, tokens drawn, (seed, how many)."""
+
+    def __init__(self, vocab_size: int, *, temperature: float = 1, top_p: float = 1, top_k: int = 0, min_p: float = 0, typical_p: float = 1,
+                 repetition_penalty: float = 1, presence_penalty: float = 0, frequency_penalty: float = 0, penalty_decay: float = 1,
+                 seed: int = 0, bias_tokens: np.ndarray | None = None, bias: np.ndarray | None = None, prompt: np.ndarray | None = None) -> None:
+        """bias_tokens int32 (n,) and bias float32 (n,): added to those logits, -inf forbids.  prompt int32: its distinct tokens, which
+        repetition_penalty applies to from the beginning."""
+
+def draw(samplers: Sequence[Sampler], logits: np.ndarray, tokens: np.ndarray) -> None:
+    """The next token of each sequence, in parallel: from its row of logits (n,V) float32, which penalties change, into tokens int32 (n,)."""
+
+def sample(logits: np.ndarray, temperature: float, top_p: float, top_k: int, uniform: float, min_p: float = 0, typical_p: float = 1) -> int:
+    """One draw from a row of logits with a given uniform number in [0,1), see csrc/model/sample.h."""
 
 class Trainer:
     """Moments and scratch of training; keeps its model alive."""

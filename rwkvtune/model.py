@@ -4,8 +4,7 @@ import math
 import os
 import warnings
 from collections import namedtuple
-from queue import Queue
-from threading import Lock, Thread
+from threading import Lock
 
 import numpy as np
 
@@ -22,7 +21,6 @@ _PRECISIONS = ("fp32", "bf16", "fp16", "int8", "int4", "fp64")
 UNTOLD = ("ctx_len", "head_size_divisor", "head_size_a", "rope")  # of a ModelConfig, what weights do not tell
 _L2WRAP = 1e-4
 _TIME_STATE = "att.time_state"
-_PROMPT_CHUNK = 1024  # tokens of a prompt read at a time, so that its length does not cost memory
 
 
 class ModelOutput(namedtuple("ModelOutput", "logits loss")):
@@ -461,40 +459,37 @@ class RWKV:
     # ---- generation ----
 
     def generate(self, prompt_ids, max_new_tokens=100, temperature=1.0, top_p=0.9, top_k=0, seed=0, presence_penalty=0.0,
-                 frequency_penalty=0.0, stop_tokens=(), state=None, stream=None, penalty_decay=0.996):  # fmt: skip
-        """Sample a continuation; the same arguments give the same tokens.
+                 frequency_penalty=0.0, stop_tokens=(), state=None, stream=None, penalty_decay=0.996, **sampling):  # fmt: skip
+        """Sample a continuation; the same arguments give the same tokens.  `Generator` writes text, and many at once.
 
         prompt_ids: at least one id.  temperature: 0 = always the likeliest.  top_p: smallest set of likeliest tokens
         with that much probability.  top_k: at most so many, 0 = all.  presence_penalty, frequency_penalty: taken from the
         logits of tokens already generated, fading by penalty_decay per token.  stop_tokens: ids that end the text.
         state: `RWKVState` before the prompt.  stream: a function called with each id (returning True stops), or True
-        for an iterator over the ids.
+        for an iterator over the ids.  sampling: the other fields of `SamplingOptions`.
         Returns list of the new ids, without the prompt.  Raises ValueError naming the argument.
         """
+        from .generation import Generator
+
         prompt = token_ids(prompt_ids, self.config.vocab_size, "prompt_ids")
         if len(prompt) != 1:
             raise ValueError(f"prompt_ids has {len(prompt)} rows; generate continues one sequence")
-        options = _sampling(temperature, top_p, top_k, seed, presence_penalty, frequency_penalty, penalty_decay)
-        options["stop_tokens"] = [int(token) for token in np.atleast_1d(np.asarray(stop_tokens, np.int64))]
-        if isinstance(max_new_tokens, bool) or not hasattr(max_new_tokens, "__index__") or not 0 <= max_new_tokens < 2**31:
-            raise ValueError(f"max_new_tokens is {max_new_tokens!r}; it must be an integer from 0 to 2147483647")
-
-        def run(on_token):
-            return self._generate(prompt, to_core(state, self._core, 1), int(max_new_tokens), on_token, options)
-
-        if stream is True:
-            return _iterate(run)
-        if stream is not None and not callable(stream):
+        if stream is not None and stream is not True and not callable(stream):
             raise ValueError(f"stream is {stream!r}; allowed are None, True and a function of one id")
-        return run(stream)
-
-    def _generate(self, prompt, state, max_new_tokens, on_token, options):
-        while prompt.shape[1] > _PROMPT_CHUNK:
-            head, prompt = prompt[:, :_PROMPT_CHUNK], prompt[:, _PROMPT_CHUNK:]
-            _, state = self._core.forward(np.ascontiguousarray(head), state, "none")
-        return self._core.generate(
-            np.ascontiguousarray(prompt[0]), state, max_new_tokens, on_token=on_token, **options
-        )[0]
+        pieces = Generator(self).generate(
+            prompt[0], max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed, stop_tokens=stop_tokens,
+            presence_penalty=presence_penalty, frequency_penalty=frequency_penalty, penalty_decay=penalty_decay, state=state,
+            stream=True, **sampling,
+        )  # fmt: skip
+        ids = (piece.token for piece in pieces if piece.token is not None)
+        if stream is True:
+            return ids
+        new = []
+        for token in ids:
+            new.append(token)
+            if stream is not None and stream(token):
+                break
+        return new
 
     def plan(self, batch_size=1, ctx_len=None, training=True, grad_cp=0):
         """dict: bytes that this takes: parameters, gradients, moments, activations, state, scratch, total."""
@@ -559,53 +554,3 @@ def config_of(tensors, source, **overrides):
     if config.kinds == ["attention"] and overrides.get("head_size_a") is None:
         warnings.warn(f"{source}: weights of attention do not tell its head size; 64 is taken, give head_size_a where it is another", stacklevel=3)
     return config
-
-
-def _sampling(temperature, top_p, top_k, seed, presence_penalty, frequency_penalty, penalty_decay):
-    """The core's sampling options.  Raises ValueError naming the argument."""
-    numbers = {"temperature": (temperature, 0, math.inf), "top_p": (top_p, 0, 1), "top_k": (top_k, 0, 2**31 - 1),
-               "presence_penalty": (presence_penalty, -math.inf, math.inf), "penalty_decay": (penalty_decay, 0, 1),
-               "frequency_penalty": (frequency_penalty, -math.inf, math.inf)}  # fmt: skip
-    for name, (value, low, high) in numbers.items():
-        if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not low <= value <= high:
-            raise ValueError(f"{name} is {value!r}; it must be a number in [{low}, {high}]")
-    for name, value in (("top_k", top_k), ("seed", seed)):
-        if not hasattr(value, "__index__"):
-            raise ValueError(f"{name} is {value!r}; it must be an integer")
-    greedy = temperature == 0
-    return {"temperature": 1.0 if greedy else float(temperature), "top_p": float(top_p), "top_k": 1 if greedy else int(top_k),
-            "presence_penalty": float(presence_penalty), "frequency_penalty": float(frequency_penalty),
-            "penalty_decay": float(penalty_decay), "seed": int(seed)}  # fmt: skip
-
-
-def _iterate(run):
-    """Iterator over the ids that run(on_token) produces; leaving it early stops the production."""
-    queue, stopped, end = Queue(maxsize=1), [], object()
-
-    def on_token(token):
-        queue.put(token)
-        return bool(stopped)
-
-    def work():
-        try:
-            run(on_token)
-            queue.put((end, None))
-        except BaseException as error:  # handed to the reader, whatever it is
-            queue.put((end, error))
-
-    thread = Thread(target=work, daemon=True)
-    thread.start()
-    try:
-        while True:
-            item = queue.get()
-            if isinstance(item, tuple):
-                if item[1] is not None:
-                    raise item[1]
-                return
-            yield item
-    finally:
-        stopped.append(True)
-        while thread.is_alive():
-            while not queue.empty():
-                queue.get_nowait()
-            thread.join(0.01)

@@ -13,6 +13,7 @@
 #include "kernels/matvec_simd.h"
 #include "kernels/norm_simd.h"
 #include "kernels/optim_simd.h"
+#include "kernels/sample_simd.h"
 #include "kernels/shift_simd.h"
 #include "kernels/wkv_simd.h"
 #include "kernels/wkv6_simd.h"

@@ -23,6 +23,16 @@ typedef struct RkLayerNormRows {
     float eps;
 } RkLayerNormRows;
 
+/* A row of logits on the way to a token: p = exp((z - top) * scale), summed and its largest taken block by block. */
+enum { RK_SAMPLE_BLOCK = 64 };
+typedef struct RkSampleRow {
+    const float *z; /* (n) */
+    float *p;       /* (n) */
+    float *sum, *max; /* one per block */
+    size_t n;
+    float top, scale;
+} RkSampleRow;
+
 /* y (R,M) = x (R,K) w^T, w (M,K) of any dtype of weights. */
 typedef struct RkRowsTimesTransposed {
     const float *x;
@@ -232,6 +242,8 @@ static inline size_t rk_gemm_panel_rows(size_t rows, size_t most, size_t panel) 
     X(void, gemm_pack, (const RkGemmPack *a, size_t i, size_t n, float *out))                               \
     X(void, gemm_block, (const RkGemmBlock *a))                                                             \
     X(double, xent_row, (float *z, size_t n, const RkXentRow *a))                                           \
+    X(size_t, sample_top, (const float *z, size_t n))                                                       \
+    X(double, sample_exp, (const RkSampleRow *a))                                                           \
     X(void, adamw, (const RkAdamWRange *a, size_t lo, size_t hi))                                           \
     X(double, sumsq, (const float *x, size_t n))
 

@@ -19,7 +19,7 @@ static void place(RkState *s, RkArena *a) {
 
 /* A row has room for one token at least: no tensor is empty. */
 static RkState sized(const RkConfig *cfg, int dtype, int B, int past) {
-    return (RkState){.cfg = cfg, .dtype = dtype, .B = B, .past = rk_config_grows(cfg) ? past : 0, .room = past > 1 ? past : 1};
+    return (RkState){.cfg = cfg, .dtype = dtype, .B = B, .most = B, .past = rk_config_grows(cfg) ? past : 0, .room = past > 1 ? past : 1};
 }
 
 size_t rk_state_bytes(const RkConfig *cfg, int dtype, int B, int past) {
@@ -52,17 +52,24 @@ void rk_state_free(RkState *s) {
     s->time_mix = s->channel_mix = NULL;
 }
 
-/* Copies a row: all of it, or the `past` tokens it holds where the two have different room. */
-static void copy_row(RkTensor to, RkTensor from, int grows, int past) {
-    size_t sequences = grows ? (size_t)from.d[0] : 1, element = rk_dtype_size(from.dtype);
-    size_t step_to = rk_numel(to) / sequences * element, step_from = rk_numel(from) / sequences * element;
-    size_t bytes = grows ? step_from / (size_t)from.d[1] * (size_t)past : step_from;
-    for (size_t b = 0; b < sequences; b++) memcpy((char *)to.p + b * step_to, (char *)from.p + b * step_from, bytes);
+/* Copies one sequence of a row: all of it, or the `past` tokens it holds where the two may have different room. */
+static void copy_part(RkTensor to, size_t b_to, const RkStateRow *from, size_t b_from, int past) {
+    size_t element = rk_dtype_size(to.dtype);
+    size_t step_to = rk_numel(to) / (size_t)to.d[0] * element, step_from = rk_numel(from->t) / (size_t)from->t.d[0] * element;
+    size_t bytes = from->grows ? step_from / (size_t)from->t.d[1] * (size_t)past : step_from;
+    memmove((char *)to.p + b_to * step_to, (char *)from->t.p + b_from * step_from, bytes);
+}
+
+void rk_state_copy_sequence(RkState *dst, int to, const RkState *src, int from) {
+    RkStateRow row, place;
+    for (int i = 0; rk_state_row(src, i, &row) && rk_state_row(dst, i, &place); i++)
+        copy_part(place.t, (size_t)to, &row, (size_t)from, src->past);
 }
 
 static void copy_rows(RkState *dst, const RkState *src) {
-    RkStateRow to, from;
-    for (int i = 0; rk_state_row(src, i, &from) && rk_state_row(dst, i, &to); i++) copy_row(to.t, from.t, from.grows, src->past);
+    RkStateRow row, place;
+    for (int i = 0; rk_state_row(src, i, &row) && rk_state_row(dst, i, &place); i++)
+        for (size_t b = 0; b < (size_t)src->B; b++) copy_part(place.t, b, &row, b, src->past);
     dst->past = src->past;
 }
 
@@ -81,6 +88,17 @@ int rk_state_reserve(RkState *s, int64_t tokens) {
 int rk_state_copy(RkState *dst, const RkState *src) {
     RK_TRY(rk_state_reserve(dst, src->past));
     copy_rows(dst, src);
+    return RK_OK;
+}
+
+int rk_state_narrow(RkState *s, int B) {
+    RK_CHECK(B >= 1 && B <= s->most, "the state has memory for %d sequences, not for %d", s->most, B);
+    s->B = B;
+    for (int l = 0; l < s->cfg->L; l++)
+        for (int i = 0; i < RK_MAX_STATE_ROWS; i++) {
+            s->time_mix[l][i].d[0] = s->time_mix[l][i].p ? B : 0;
+            s->channel_mix[l][i].d[0] = s->channel_mix[l][i].p ? B : 0;
+        }
     return RK_OK;
 }
 

@@ -14,7 +14,7 @@ enum { RK_MAX_STATE_ROWS = 4 };
 
 typedef struct RkState {
     const RkConfig *cfg;
-    int dtype, B;
+    int dtype, B, most; /* sequences, and how many there is memory for */
     void *memory;
     size_t bytes;
     int past, room; /* of the growing rows; past is 0 where there are none */
@@ -31,6 +31,11 @@ size_t rk_state_bytes(const RkConfig *cfg, int dtype, int B, int past); /* what 
 int rk_state_reserve(RkState *s, int64_t tokens);
 int rk_state_copy(RkState *dst, const RkState *src); /* of the same model and batch; dst keeps its room or grows */
 void rk_state_advance(RkState *s, int past, int T);  /* it now holds past + T tokens */
+
+/* The first B sequences only, B <= most; the others keep what they hold and come back with a larger B, until the state moves. */
+int rk_state_narrow(RkState *s, int B);
+/* Sequence `from` of src, of the same model and holding as many tokens, over sequence `to` of dst, which may be src. */
+void rk_state_copy_sequence(RkState *dst, int to, const RkState *src, int from);
 
 /* Row `i` of all rows, time mix before channel mix, layer by layer; 0 when there is no such row. A row that grows has its room
  * as second dimension. */

@@ -140,8 +140,8 @@ static int module_exec(PyObject *module) {
 }
 
 #define EACH_OBJECT(X)                                                                                  \
-    X(format_error) X(device_error) X(model) X(state) X(trainer) X(tokenizer) X(integer_tokenizer) X(binidx) \
-    X(binidx_writer) X(jsonl_reader)
+    X(format_error) X(device_error) X(model) X(state) X(sampler) X(trainer) X(tokenizer) X(integer_tokenizer) \
+    X(binidx) X(binidx_writer) X(jsonl_reader)
 
 static int module_traverse(PyObject *module, visitproc visit, void *arg) {
     RkPyState *st = rk_py_state(module);

@@ -450,7 +450,7 @@ static PyMethodDef methods[] = {
     {"activations", model_activations, METH_O, "Copies of what a training forward saves; adds to the gradients."},
     {"plan", KEYWORDS(model_plan), "Bytes that a call of this size allocates."},
     {"allocated", model_allocated, METH_NOARGS, "Bytes allocated now."},
-    {"generate", KEYWORDS(rk_py_model_generate), "(token ids, state) sampled after the prompt."},
+    {"step", rk_py_model_step, METH_VARARGS, "step(ids, state, logits): reads ids into a state, in place."},
     {NULL, NULL, 0, NULL},
 };
 static PyGetSetDef getset[] = {

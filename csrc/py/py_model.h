@@ -58,6 +58,6 @@ RkTensor *rk_py_weights(PyObject *dict, const RkConfig *cfg, RkPyState *st);
 
 int rk_py_add_state(PyObject *module);
 int rk_py_add_generate(PyObject *module);
-PyObject *rk_py_model_generate(PyObject *model, PyObject *args, PyObject *kwargs);
+PyObject *rk_py_model_step(PyObject *model, PyObject *args);
 
 #endif

@@ -72,6 +72,44 @@ static PyObject *state_copy(PyObject *op, PyObject *unused) {
     return rk_py_raise(rk_py_state_of(Py_TYPE(self->owner)), rc);
 }
 
+static int is_row(const RkPyStateObject *self, long row) {
+    if (row >= 0 && row < self->state.B) return 1;
+    return PyErr_Occurred() ? 0 : (PyErr_Format(PyExc_ValueError, "there is no sequence %ld in a state of %d", row, self->state.B), 0);
+}
+
+static PyObject *state_take(PyObject *op, PyObject *arg) {
+    RkPyStateObject *self = (RkPyStateObject *)op;
+    PyObject *rows = PySequence_Fast(arg, "rows must be a sequence of integers");
+    if (!rows) return NULL;
+    Py_ssize_t n = PySequence_Fast_GET_SIZE(rows);
+    RkPyStateObject *part = n > INT32_MAX ? NULL : rk_py_state_new(self->owner, (int)n, self->state.past);
+    for (Py_ssize_t i = 0; part && i < n; i++) {
+        long row = PyLong_AsLong(PySequence_Fast_GET_ITEM(rows, i));
+        if (is_row(self, row)) rk_state_copy_sequence(&part->state, (int)i, &self->state, (int)row);
+        else Py_CLEAR(part);
+    }
+    Py_DECREF(rows);
+    return (PyObject *)part;
+}
+
+static PyObject *state_put(PyObject *op, PyObject *args) {
+    RkPyStateObject *self = (RkPyStateObject *)op, *from;
+    int to, row;
+    if (!PyArg_ParseTuple(args, "iO!i:put", &to, Py_TYPE(op), &from, &row)) return NULL;
+    if (!is_row(self, to) || !is_row(from, row)) return NULL;
+    if (self->owner != from->owner || self->state.past != from->state.past)
+        return PyErr_SetString(PyExc_ValueError, "the states must be of one model and hold equally many tokens"), NULL;
+    rk_state_copy_sequence(&self->state, to, &from->state, row);
+    Py_RETURN_NONE;
+}
+
+static PyObject *state_narrow(PyObject *op, PyObject *arg) {
+    int B = (int)PyLong_AsLong(arg), rc = PyErr_Occurred() ? -1 : rk_state_narrow(&((RkPyStateObject *)op)->state, B);
+    if (PyErr_Occurred()) return NULL;
+    if (rc) return rk_py_raise(rk_py_state_of(Py_TYPE(op)), rc);
+    Py_RETURN_NONE;
+}
+
 static PyObject *get_batch_size(PyObject *op, void *unused) {
     (void)unused;
     return PyLong_FromLong(((RkPyStateObject *)op)->state.B);
@@ -90,6 +128,9 @@ static PyObject *get_nbytes(PyObject *op, void *unused) {
 static PyMethodDef methods[] = {
     {"rows", state_rows, METH_NOARGS, "[(layer, name, array)]: read-only zero-copy views; wkv is (B,H,key,value), key_cache and value_cache (B,past,G,N)."},
     {"copy", state_copy, METH_NOARGS, "An independent copy."},
+    {"take", state_take, METH_O, "take(rows): the state of these sequences, in this order, any of them repeated."},
+    {"put", state_put, METH_VARARGS, "put(to, state, row): copies a sequence of a state over sequence `to` of this one."},
+    {"narrow", state_narrow, METH_O, "narrow(n): the first n sequences only; a larger n brings the others back."},
     {NULL, NULL, 0, NULL},
 };
 static PyGetSetDef getset[] = {
