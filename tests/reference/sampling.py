@@ -31,8 +31,22 @@ def uniform(seed, purpose, index):
     return ((x[1] << 32 | x[0]) >> 11) * 2.0**-53
 
 
-def distribution(logits, temperature=1.0, top_p=1.0, top_k=0):
-    """Probabilities of all tokens: the likeliest until their sum passes top_p, of these top_k, p^(1/temperature)."""
+def changed_logits(logits, counts=None, prompt=(), repetition_penalty=1.0, presence=0.0, frequency=0.0, bias=None):
+    """Logits after penalties and bias.  counts: {token: what is left of its occurrences in the text}; prompt: its tokens."""
+    logits, counts = np.array(logits, dtype=np.float64), counts or {}
+    for token in {*prompt, *counts}:
+        logits[token] = logits[token] / repetition_penalty if logits[token] > 0 else logits[token] * repetition_penalty
+    for token, count in counts.items():
+        if count > 0:
+            logits[token] -= presence + frequency * count
+    for token, value in (bias or {}).items():
+        logits[token] += value
+    return logits
+
+
+def distribution(logits, temperature=1.0, top_p=1.0, top_k=0, min_p=0.0, typical_p=1.0):
+    """Probabilities of all tokens: the likeliest until their sum passes top_p, of these top_k, of these those with min_p of
+    the largest, of these the ones nearest to the entropy until their sum passes typical_p of what is left, p^(1/temperature)."""
     logits = np.asarray(logits, dtype=np.float64)
     p = np.exp(logits - logits.max())
     p /= p.sum()
@@ -40,13 +54,25 @@ def distribution(logits, temperature=1.0, top_p=1.0, top_k=0):
         top_k, temperature = 1, 1.0
     order = np.argsort(-p, kind="stable")  # of equals, the lower id first
     if top_p < 1:
-        passed = np.cumsum(p[order]) > top_p
-        edge = p[order][np.argmax(passed)] if passed.any() else 0
-        p = np.where(p < edge, 0, p)
+        p = up_to_the_edge(p, p, top_p)
     if top_k:
         p[order[top_k:]] = 0
+    p = np.where(p < min_p * p.max(), 0, p)
+    if typical_p < 1:
+        share = p / p.sum()
+        surprise = -np.log(share, where=share > 0, out=np.full(len(p), np.inf))
+        entropy = (share[share > 0] * surprise[share > 0]).sum()
+        p = up_to_the_edge(p, np.exp(-np.abs(surprise - entropy)), typical_p * p.sum())
     p = np.where(p > 0, p ** (1 / temperature), 0)
     return p / p.sum()
+
+
+def up_to_the_edge(p, key, mass):
+    """p where its key is at least that of the token at which the sum of p, by descending key, first passes `mass`."""
+    order = np.argsort(-key, kind="stable")
+    passed = np.cumsum(p[order]) > mass
+    edge = key[order][np.argmax(passed)] if passed.any() else 0
+    return np.where(key < edge, 0, p)
 
 
 def choose(logits, u, **options):
