@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 _HOME = {
     "RWKV": "model", "ModelOutput": "model", "RWKVState": "state",
     "ModelConfig": "config", "TrainingConfig": "config", "DataConfig": "config",
-    "Generator": "generation", "Generation": "generation", "SamplingOptions": "sampling",
+    "Generator": "generation", "Generation": "generation", "SamplingOptions": "sampling", "Chat": "chat",
     "Trainer": "trainer", "evaluate": "trainer", "Schedule": "schedule",
     "Callback": "callbacks", "TensorBoardCallback": "callbacks", "WandbCallback": "callbacks",
     "TrainingRun": "loop", "RunPlan": "loop", "BinIdxBatches": "loop",

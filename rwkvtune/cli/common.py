@@ -1,6 +1,5 @@
 """What several commands share: finding a model, its tokenizer and data, text that arrives token by token."""
 
-import codecs
 import json
 import sys
 from pathlib import Path
@@ -113,38 +112,31 @@ def _tokenizer(vocab, stored, directory):
 
 
 class TextStream:
-    """Writes tokens as text as they come; a character is written once all of its bytes are there.
+    """Writes text as it comes, or tokens as text (`rwkvtune.text_stream.TextDecoder`).
 
-    A context manager.  tokenizer: its tokens are bytes (GenericTokenizer: by_bytes is True) or words put apart by spaces;
-    None = ids.  lead: text in front of the first token.  Where the block fails before that, nothing is written.
+    A context manager.  tokenizer: None = tokens are ids between spaces.  lead: text in front of what comes first, apart from it
+    by a space where tokens are no bytes.  Where the block fails before that, nothing is written.
     """
 
     def __init__(self, tokenizer, lead="", file=None):
         from ..data.tokenizers import GenericTokenizer
+        from ..text_stream import TextDecoder
 
-        self._tokenizer, self._file = tokenizer, file or sys.stdout
-        self.by_bytes = isinstance(tokenizer, GenericTokenizer)
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._lead, self._began = lead + (" " if lead and not self.by_bytes else ""), False
+        self._decoder, self._file = TextDecoder(tokenizer), file or sys.stdout
+        self._lead, self._began = lead + (" " if lead and not isinstance(tokenizer, GenericTokenizer) else ""), False
 
     def __enter__(self):
         return self
 
     def __call__(self, token):
-        if self.by_bytes:
-            text = self._decoder.decode(self._tokenizer.decodeBytes([token]))
-        else:
-            text = self._tokenizer.decode([token]) if self._tokenizer else str(token)
-        between = "" if self.by_bytes else " "
-        self._write((between if self._began else self._lead) + text)
+        self.write(self._decoder.push(token))
+
+    def write(self, text):
+        """Writes text, behind the lead if it is the first."""
+        self._file.write(text if self._began else self._lead + text)
+        self._file.flush()
         self._began = True
 
-    def _write(self, text):
-        self._file.write(text)
-        self._file.flush()
-
     def __exit__(self, kind, *error):
-        if kind is None and not self._began:
-            self._write(self._lead + "\n")
-        elif self._began:
-            self._write(self._decoder.decode(b"", True) + "\n")
+        if kind is None or self._began:
+            self.write(self._decoder.finish() + "\n")
