@@ -100,14 +100,28 @@ static float bound_of_k(const Row *r, size_t k) {
     return edge_of(r->list, r->n_blocks, r->bins, INFINITY, k);
 }
 
-/* The tokens with at least this probability, relative to the likeliest. */
-static void collect(Row *r, float least) {
+/* The tokens with at least this probability, relative to the likeliest; returns their sum. */
+static double collect(Row *r, float least) {
+    double sum = 0;
+    r->n = 0;
     for (size_t b = 0; b < r->n_blocks; b++) {
         if (r->exp.max[b] < least) continue;
         size_t lo = b * RK_SAMPLE_BLOCK, hi = lo + RK_SAMPLE_BLOCK < r->exp.n ? lo + RK_SAMPLE_BLOCK : r->exp.n;
-        for (size_t i = lo; i < hi; i++)
-            if (r->exp.p[i] >= least && r->exp.p[i] > 0) r->list[r->n++] = (Candidate){r->exp.p[i], r->exp.p[i], (int)i};
+        for (size_t i = lo; i < hi; i++) {
+            float p = r->exp.p[i];
+            if (p < least || p <= 0) continue;
+            r->list[r->n++] = (Candidate){p, p, (int)i};
+            sum += (double)p;
+        }
     }
+    return sum;
+}
+
+/* As few of the likeliest tokens as a few attempts find that hold more than `mass`; none below `least`. */
+static void collect_mass(Row *r, double least, double mass) {
+    double from = 1;
+    do from /= 64;
+    while (collect(r, (float)fmax(from, least)) <= mass && from > least);
 }
 
 /* Keeps the candidates whose key is at least `edge`; of equals at the edge, the lowest ids, so many that there are k. */
@@ -136,7 +150,8 @@ static void select_candidates(const RkSampling *s, Row *r, double total) {
     double least = s->min_p;
     if (s->top_p < 1) least = fmax(least, 0.5 * (1 - s->top_p) * total / (double)r->exp.n);
     if (k < r->exp.n) least = fmax(least, (double)bound_of_k(r, k));
-    collect(r, (float)least);
+    if (s->top_p < 1) collect_mass(r, least, s->top_p * total);
+    else collect(r, (float)least);
     if (s->top_p < 1) keep(r, edge_of(r->list, r->n, r->bins, s->top_p * total, SIZE_MAX), SIZE_MAX);
     if (k < r->n) keep(r, edge_of(r->list, r->n, r->bins, INFINITY, k), k);
     if (s->typical_p < 1) keep_typical(r, s->typical_p);
