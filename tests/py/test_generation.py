@@ -360,3 +360,62 @@ def test_a_model_in_float64_generates_too():
     model = RWKV(ModelConfig(model_type="x070", n_layer=1, n_embd=32, vocab_size=20, head_size_a=16), precision="fp64", backend="ref")
     results = Generator(model, temperature=0).generate([[1, 2, 3], [4]], 5)
     assert [result.ids for result in results] == [by_hand(model, [1, 2, 3], 5), by_hand(model, [4], 5)]
+
+
+# ---- the core's part ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["x070", "hybrid"])
+def test_a_step_in_place_is_a_forward_with_a_new_state(kind):
+    core = lively(**(dict(n_layer=None, layers=["x070", "attention"]) if kind == "hybrid" else {}))._core
+    ids = np.random.default_rng(0).integers(0, V, (4, 6)).astype(np.int32)
+    logits, want = core.forward(ids, None, "last")
+    state, got = core.new_state(4), np.zeros((5, V), np.float32)
+    core.step(ids, state, got)
+    assert_same_bits(got[:4], logits, "logits")
+    assert not got[4].any(), "a row that no sequence has"
+    for (_, name, a), (_, _, b) in zip(state.rows(), want.rows()):
+        assert_same_bits(a, b, name)
+
+
+def test_sequences_that_a_step_leaves_out_come_back(model):
+    core = model._core
+    ids = np.random.default_rng(0).integers(0, V, (3, 4)).astype(np.int32)
+    state = core.new_state(3)
+    core.step(ids, state, None)
+    before = [array.copy() for _, _, array in state.rows()]
+    core.step((ids[:1] + 1) % V, state, None)
+    assert state.batch_size == 1
+    state.narrow(3)
+    for (_, name, after), old in zip(state.rows(), before):
+        assert_same_bits(after[1:], old[1:], name)
+        assert not np.array_equal(after[0], old[0])
+    taken = state.take([2, 0, 2, 1])
+    state.put(0, taken, 2)
+    for (_, name, a), (_, _, b) in zip(taken.rows(), state.rows()):
+        assert_same_bits(a[[0, 2, 3]], b[[2, 0, 1]], name)
+
+
+def test_the_core_refuses_what_does_not_fit(model):
+    core, other = model._core, lively()._core
+    state, ids, logits = core.new_state(2), np.zeros((2, 1), np.int32), np.zeros((2, V), np.float32)
+    for call, word in (
+        (lambda: core.step(ids, other.new_state(2), None), "of this model"),
+        (lambda: core.step(np.zeros((3, 1), np.int32), state, None), "memory for 2 sequences"),
+        (lambda: core.step(ids, state, logits[:1]), "at least 2 rows"),
+        (lambda: core.step(ids, state, logits.astype(np.float64)), "float32"),
+        (lambda: core.step(ids + V, state, logits), "ids"),
+        (lambda: state.take([2]), "no sequence 2"),
+        (lambda: state.take([]), "at least 1"),
+        (lambda: state.put(0, other.new_state(1), 0), "one model"),
+        (lambda: state.put(2, state, 0), "no sequence 2"),
+        (lambda: state.narrow(0), "not for 0"),
+        (lambda: state.narrow(3), "not for 3"),
+    ):
+        with pytest.raises(ValueError, match=word):
+            call()
+    grown = lively(n_layer=None, layers=["attention"])._core
+    longer = grown.new_state(1)
+    grown.step(np.zeros((1, 3), np.int32), longer, None)
+    with pytest.raises(ValueError, match="equally many tokens"):
+        grown.new_state(1).put(0, longer, 0)
