@@ -177,24 +177,22 @@ class _Text:
         """The `Piece` that a drawn token makes.  now, start: seconds; limit: tokens of a whole text."""
         result = self.result
         if token in self._stop_tokens:
-            return self._end("stop", token, None, "")
+            return self.end("stop", token)
         result.ids.append(token)
         if result.time_to_first_token is None:
             result.time_to_first_token, self._first = now - start, now
         self._last = now
         text = None if self._decoder is None else self._stop.push(self._decoder.push(token))
         if self._stop.found:
-            return self._end("stop", self._stop.found, token, text)
+            return self.end("stop", self._stop.found, token, text)
         if len(result.ids) >= limit:
-            return self._end("length", None, token, text)
+            return self.end("length", None, token, text)
         if text:
             self._parts.append(text)
         return Piece(result.index, token, text, None)
 
-    def cancel(self):
-        self._end("cancelled", None, None, "")
-
-    def _end(self, reason, stop, token, text):
+    def end(self, reason, stop=None, token=None, text=""):
+        """The last `Piece`, with what was held back."""
         result = self.result
         result.finish_reason, result.stop = reason, stop
         if self._decoder is not None:
@@ -267,18 +265,14 @@ class _Run:
 
     def _batch(self, group):
         """The `_Batch` of the texts after the prompts with these numbers; each prompt is read once."""
-        rows, unique = {}, []
+        rows, row_of = {}, []
         for i in group:
             key = (self.prompts[i].tobytes(), None if self._starts is None else id(self._starts[i]))
-            if key not in rows:
-                rows[key] = len(unique)
-                unique.append(i)
-            rows[i] = rows[key]
-        state, logits, order = self._read_prompts(unique)
-        place = {row: at for at, row in enumerate(order)}
-        texts = [self.texts[i * self._n + k] for i in group for k in range(self._n)]
-        at = [place[rows[i]] for i in group for _ in range(self._n)]
-        if at != list(range(len(unique))):
+            row_of.append(rows.setdefault(key, (len(rows), i))[0])
+        state, logits, order = self._read_prompts([i for _, i in rows.values()])
+        texts = [text for i in group for text in self.texts[i * self._n : (i + 1) * self._n]]
+        at = [order.index(row) for row in row_of for _ in range(self._n)]
+        if at != list(range(len(order))):
             state, logits = state.take(at), logits[at]
         return _Batch(texts, state, logits)
 
@@ -388,43 +382,39 @@ class _Run:
             batches = [batch for batch in batches if batch.texts]
 
     def _without_tokens(self, batch):
-        for row, text in enumerate(batch.texts):
-            if self.return_state:
-                text.result.state = self._state(batch, row)
-            yield text._end("length", None, None, "")
+        for text in batch.texts[:]:
+            piece = text.end("length")
+            self._leave(batch, text, 0)
+            yield piece
 
     def _next_tokens(self, batch, start):
-        """One token for every text of a batch; those that end leave it."""
+        """One token for every text of a batch; those that end leave it, after their last token was read if its state is wanted."""
         _rwkvcore.draw(batch.samplers, batch.logits, batch.tokens)
-        now = perf_counter()
-        last = []  # pieces that wait for the state after their token
+        now, ended = perf_counter(), []
         for text, token in zip(batch.texts[:], batch.tokens[:, 0].tolist()):
             piece = text.accept(token, now, start, self.limit)
             if piece.result is None:
                 yield piece
                 if text.cancelled:
-                    text.cancel()
-                    piece = piece._replace(result=text.result)
-                else:
-                    continue
-            elif not (self.return_state and piece.token is not None):
-                self._leave(batch, text, len(text.result.ids) - (piece.token is not None))
+                    text.end("cancelled")
+                    ended.append((text, None))
+            elif piece.token is None:
+                self._leave(batch, text, len(text.result.ids))
                 yield piece
-                continue
-            last.append((text, piece))
-        yield from self._read_tokens(batch, last)
-
-    def _read_tokens(self, batch, last):
-        """Read the tokens drawn; last: [(text, its last piece)] of those that end with theirs."""
+            else:
+                ended.append((text, piece))
         if not self.return_state:
-            for text, _ in last:
-                self._leave(batch, text, len(text.result.ids) - 1)
+            yield from self._dismiss(batch, ended, unread=1)
         if batch.texts:
             self._core.step(batch.tokens[: len(batch.texts)], batch.state, batch.logits)
-        for text, piece in last:
-            if self.return_state:
-                self._leave(batch, text, len(text.result.ids))
-            if not text.cancelled:
+        if self.return_state:
+            yield from self._dismiss(batch, ended, unread=0)
+
+    def _dismiss(self, batch, ended, unread):
+        """ended: [(text, its last piece, or None for nobody)]; unread: how many of its last tokens the state is without."""
+        for text, piece in ended:
+            self._leave(batch, text, len(text.result.ids) - unread)
+            if piece:
                 yield piece
 
     def _leave(self, batch, text, read):
