@@ -5,7 +5,8 @@
  *     y = wkv5(r, k, v, w = time_decay, u = time_faaaa)
  *     out = (group norm(y) silu(g)) O^T
  *
- * Saved for the backward: the results of matrix products, y, and what wkv5 needs. The mixed inputs are computed again.
+ * Saved for the backward: the results of matrix products. The mixed inputs, y and the chunks that wkv5 needs, 5 C numbers per
+ * token, are computed again.
  * Source: RWKV-LM, RWKV-v5; "Eagle and Finch" (2024). */
 #include "mixers/ramps.h"
 
@@ -35,12 +36,12 @@ static double ramp_mix_rg(const RkInitAt *at, int i) { return share(at, i, 0.5 *
     P(time_state, "att.time_state", SHAPE(D_H, D_N, D_N), CONST(0), P_INIT_STATE | P_DECAY)
 
 #define SAVED(A)                                                                              \
-    A(r, HEAD, 0) A(k, HEAD, 0) A(v, HEAD, 0) A(g, ROWS, 0) A(y, HEAD, 0)                     \
-    A(ckpt, SHAPE(D_BH, D_CHUNKS, D_N, D_N), A_TRAIN)
+    A(r, HEAD, 0) A(k, HEAD, 0) A(v, HEAD, 0) A(g, ROWS, 0)
 
 /* In the backward the gradient of a mixed input replaces it: xr then holds dxr, and so on. */
 #define SCRATCH(A)                                                                            \
     A(xk, ROWS, 0) A(xv, ROWS, 0) A(xr, ROWS, 0) A(xg, ROWS, 0) A(o, ROWS, 0)                 \
+    A(y, HEAD, 0) A(ckpt, SHAPE(D_BH, D_CHUNKS, D_N, D_N), A_TRAIN)                           \
     A(dr, HEAD, A_TRAIN) A(dk, HEAD, A_TRAIN) A(dv, HEAD, A_TRAIN) A(dy, HEAD, A_TRAIN)       \
     A(sums, SHAPE(D_BH, 2, D_N), A_TRAIN)
 
@@ -74,10 +75,10 @@ static Ops wire(const RkCall *c) {
         .k = {.x = t->xk, .w = p->key, .y = a->k, .dy = t->dk, .dx = t->xk, .dw = G->key},
         .v = {.x = t->xv, .w = p->value, .y = a->v, .dy = t->dv, .dx = t->xv, .dw = G->value},
         .g = {.x = t->xg, .w = p->gate, .y = a->g, .dy = t->o, .dx = t->xg, .dw = G->gate},
-        .wkv = {.r = a->r, .k = a->k, .v = a->v, .w = p->decay, .u = p->faaaa, .s0 = before->wkv, .sT = after->wkv, .y = a->y,
-                .ckpt = a->ckpt, .dy = t->dy, .dsT = dafter->wkv, .dr = t->dr, .dk = t->dk, .dv = t->dv, .dw = G->decay,
+        .wkv = {.r = a->r, .k = a->k, .v = a->v, .w = p->decay, .u = p->faaaa, .s0 = before->wkv, .sT = after->wkv, .y = t->y,
+                .ckpt = t->ckpt, .dy = t->dy, .dsT = dafter->wkv, .dr = t->dr, .dk = t->dk, .dv = t->dv, .dw = G->decay,
                 .du = G->faaaa, .sums = t->sums, .ds0 = dbefore->wkv},
-        .gate = {.y = a->y, .w = p->ln_x_w, .b = p->ln_x_b, .g = a->g, .o = t->o, .do_ = t->o, .dy = t->dy, .dg = t->o,
+        .gate = {.y = t->y, .w = p->ln_x_w, .b = p->ln_x_b, .g = a->g, .o = t->o, .do_ = t->o, .dy = t->dy, .dg = t->o,
                  .dw = G->ln_x_w, .db = G->ln_x_b, .eps = 1e-5 * c->dims.divisor * c->dims.divisor},
         .out = {.x = t->o, .w = p->output, .y = c->y, .dy = c->dy, .dx = t->o, .dw = G->output},
     };
@@ -91,7 +92,9 @@ static int fwd(const RkCall *c) {
     RK_TRY(be->linear_fwd(&o.k));
     RK_TRY(be->linear_fwd(&o.v));
     RK_TRY(be->linear_fwd(&o.g));
-    RK_TRY(be->wkv5_fwd(&o.wkv));
+    RkWkv6 read_out = o.wkv; /* the backward runs it again and saves what it needs then */
+    read_out.ckpt.p = NULL;
+    RK_TRY(be->wkv5_fwd(&read_out));
     RK_TRY(be->norm_gate_fwd(&o.gate));
     return be->linear_fwd(&o.out);
 }
@@ -100,8 +103,10 @@ static int bwd(const RkCall *c) {
     const RkBackend *be = c->be;
     Ops o = wire(c);
     RkShiftLerp again = o.mix;
-    again.last.p = NULL;
+    RkWkv6 wkv = o.wkv;
+    again.last.p = wkv.sT.p = NULL;
     RK_TRY(be->shift_lerp_fwd(&again));
+    RK_TRY(be->wkv5_fwd(&wkv));
     RK_TRY(be->norm_gate_fwd(&o.gate));
     RK_TRY(be->linear_bwd(&o.out));
     RK_TRY(be->norm_gate_bwd(&o.gate));

@@ -11,8 +11,9 @@
  *     y  = wkv7(r, s, k, v, alpha, beta)
  *     out = out_gate(y, r, k, v, g) O^T                 group norm + bonus, gated
  *
- * Saved for the backward: the results of matrix products, y, and what wkv7 needs. The six mixed inputs, v, k, alpha
- * and beta are cheap and are computed again.
+ * Saved for the backward: the results of the large products, and the thin products' hidden rows. Everything else is computed
+ * again: that is 2 % of a step's time and more than half of its activations, of which y and what wkv7 needs are 6 C numbers
+ * per token and s, a, nu and g are 4 C.
  * Source: RWKV-LM, RWKV-v7/train_temp; "RWKV-7 Goose" (2025). */
 #include "mixers/ramps.h"
 
@@ -68,20 +69,19 @@ static double ramp_k_k(const RkInitAt *at, int i) { return 0.71 - 0.1 * (along(a
     P(time_state, "att.time_state", SHAPE(D_H, D_N, D_N), CONST(0), P_INIT_STATE)
 
 #define SAVED(A)                                                                        \
-    A(r, HEAD, 0) A(k0, HEAD, 0) A(v0, HEAD, 0) A(s, HEAD, 0) A(a, HEAD, 0)             \
-    A(nu, HEAD, 0) A(g, ROWS, 0) A(y, HEAD, 0)                                          \
+    A(r, HEAD, 0) A(k0, HEAD, 0) A(v0, HEAD, 0)                                         \
     A(hw, SHAPE(D_B, D_T, D_DW), 0) A(ha, SHAPE(D_B, D_T, D_DA), 0)                     \
-    A(hv, SHAPE(D_B, D_T, D_DV), 0) A(hg, SHAPE(D_B, D_T, D_DG), 0)                     \
-    A(z, HEAD, A_TRAIN) A(ckpt, SHAPE(D_BH, D_CHUNKS, D_N, D_N), A_TRAIN)
+    A(hv, SHAPE(D_B, D_T, D_DV), 0) A(hg, SHAPE(D_B, D_T, D_DG), 0)
 
-/* In the backward the gradient of a mixed input replaces it: xr then holds dxr, and so on. */
+/* In the backward the gradient of a mixed input replaces it: xr then holds dxr, and so on. Once wkv7's backward has run, alpha,
+ * beta and k give their places to da, dnu and the second part of dxv. */
 #define SCRATCH(A)                                                                      \
     A(xr, ROWS, 0) A(xw, ROWS, 0) A(xk, ROWS, 0) A(xv, ROWS, 0) A(xa, ROWS, 0)          \
-    A(xg, ROWS, 0) A(v, HEAD, 0) A(k, HEAD, 0) A(alpha, HEAD, 0) A(beta, HEAD, 0)       \
-    A(o, ROWS, 0)                                                                       \
+    A(xg, ROWS, 0) A(s, HEAD, 0) A(a, HEAD, 0) A(nu, HEAD, 0) A(g, ROWS, 0)             \
+    A(v, HEAD, 0) A(k, HEAD, 0) A(alpha, HEAD, 0) A(beta, HEAD, 0) A(y, HEAD, 0) A(o, ROWS, 0) \
+    A(z, HEAD, A_TRAIN) A(ckpt, SHAPE(D_BH, D_CHUNKS, D_N, D_N), A_TRAIN)               \
     A(dr, HEAD, A_TRAIN) A(dk, HEAD, A_TRAIN) A(dv, HEAD, A_TRAIN) A(dy, HEAD, A_TRAIN) \
     A(ds, HEAD, A_TRAIN) A(dalpha, HEAD, A_TRAIN) A(dbeta, HEAD, A_TRAIN)               \
-    A(da, HEAD, A_TRAIN) A(dnu, HEAD, A_TRAIN) A(dxv, ROWS, A_TRAIN)                    \
     A(dhw, SHAPE(D_B, D_T, D_DW), A_TRAIN) A(dha, SHAPE(D_B, D_T, D_DA), A_TRAIN)       \
     A(dhv, SHAPE(D_B, D_T, D_DV), A_TRAIN) A(dhg, SHAPE(D_B, D_T, D_DG), A_TRAIN)
 
@@ -124,23 +124,23 @@ static Ops wire(const RkCall *c) {
         .r = {.x = t->xr, .w = p->receptance, .y = a->r, .dy = t->dr, .dx = t->xr, .dw = G->receptance},
         .k = {.x = t->xk, .w = p->key, .y = a->k0, .dy = t->dk, .dx = t->xk, .dw = G->key},
         .v = {.x = t->xv, .w = p->value, .y = v0, .dy = t->dv, .dx = t->xv, .dw = G->value},
-        .w = {.act = RK_ACT_TANH, .x = t->xw, .m1 = p->w1, .m2 = p->w2, .bias = p->w0, .h = a->hw, .y = a->s,
+        .w = {.act = RK_ACT_TANH, .x = t->xw, .m1 = p->w1, .m2 = p->w2, .bias = p->w0, .h = a->hw, .y = t->s,
               .dy = t->ds, .dh = t->dhw, .dx = t->xw, .dm1 = G->w1, .dm2 = G->w2, .dbias = G->w0},
-        .a = {.act = RK_ACT_NONE, .x = t->xa, .m1 = p->a1, .m2 = p->a2, .bias = p->a0, .h = a->ha, .y = a->a,
-              .dy = t->da, .dh = t->dha, .dx = t->xa, .dm1 = G->a1, .dm2 = G->a2, .dbias = G->a0},
-        .nu = {.act = RK_ACT_NONE, .x = t->xv, .m1 = p->v1, .m2 = p->v2, .bias = p->v0, .h = a->hv, .y = a->nu,
-               .dy = t->dnu, .dh = t->dhv, .dx = t->dxv, .dm1 = G->v1, .dm2 = G->v2, .dbias = G->v0},
-        .g = {.act = RK_ACT_SIGMOID, .x = t->xg, .m1 = p->g1, .m2 = p->g2, .h = a->hg, .y = a->g,
+        .a = {.act = RK_ACT_NONE, .x = t->xa, .m1 = p->a1, .m2 = p->a2, .bias = p->a0, .h = a->ha, .y = t->a,
+              .dy = t->alpha, .dh = t->dha, .dx = t->xa, .dm1 = G->a1, .dm2 = G->a2, .dbias = G->a0},
+        .nu = {.act = RK_ACT_NONE, .x = t->xv, .m1 = p->v1, .m2 = p->v2, .bias = p->v0, .h = a->hv, .y = t->nu,
+               .dy = t->beta, .dh = t->dhv, .dx = t->k, .dm1 = G->v1, .dm2 = G->v2, .dbias = G->v0},
+        .g = {.act = RK_ACT_SIGMOID, .x = t->xg, .m1 = p->g1, .m2 = p->g2, .h = a->hg, .y = t->g,
               .dy = t->o, .dh = t->dhg, .dx = t->xg, .dm1 = G->g1, .dm2 = G->g2},
-        .residual = {.v0 = v0, .v_first = c->carry->v_first, .nu = a->nu, .v = v, .dv = t->dv, .dv0 = t->dv,
-                     .dnu = t->dnu, .dv_first = c->carry->dv_first},
-        .prep = {.k0 = a->k0, .a = a->a, .k_k = p->k_k, .k_a = p->k_a, .k = t->k, .alpha = t->alpha, .beta = t->beta,
-                 .dk = t->dk, .dalpha = t->dalpha, .dbeta = t->dbeta, .dk0 = t->dk, .da = t->da, .dk_k = G->k_k,
+        .residual = {.v0 = v0, .v_first = c->carry->v_first, .nu = t->nu, .v = v, .dv = t->dv, .dv0 = t->dv,
+                     .dnu = t->beta, .dv_first = c->carry->dv_first},
+        .prep = {.k0 = a->k0, .a = t->a, .k_k = p->k_k, .k_a = p->k_a, .k = t->k, .alpha = t->alpha, .beta = t->beta,
+                 .dk = t->dk, .dalpha = t->dalpha, .dbeta = t->dbeta, .dk0 = t->dk, .da = t->alpha, .dk_k = G->k_k,
                  .dk_a = G->k_a},
-        .wkv = {.r = a->r, .s = a->s, .k = t->k, .v = v, .a = t->alpha, .b = t->beta, .s0 = before->wkv,
-                .sT = after->wkv, .y = a->y, .z = a->z, .ckpt = a->ckpt, .dy = t->dy, .dsT = dafter->wkv,
+        .wkv = {.r = a->r, .s = t->s, .k = t->k, .v = v, .a = t->alpha, .b = t->beta, .s0 = before->wkv,
+                .sT = after->wkv, .y = t->y, .z = t->z, .ckpt = t->ckpt, .dy = t->dy, .dsT = dafter->wkv,
                 .dr = t->dr, .dk = t->dk, .dv = t->dv, .ds = t->ds, .da = t->dalpha, .db = t->dbeta, .ds0 = dbefore->wkv},
-        .gate = {.y = a->y, .r = a->r, .k = t->k, .v = v, .r_k = p->r_k, .w = p->ln_x_w, .b = p->ln_x_b, .g = a->g,
+        .gate = {.y = t->y, .r = a->r, .k = t->k, .v = v, .r_k = p->r_k, .w = p->ln_x_w, .b = p->ln_x_b, .g = t->g,
                  .o = t->o, .do_ = t->o, .dy = t->dy, .dr = t->dr, .dk = t->dk, .dv = t->dv, .dg = t->o,
                  .dr_k = G->r_k, .dw = G->ln_x_w, .db = G->ln_x_b, .eps = LN_X_EPS},
         .out = {.x = t->o, .w = p->output, .y = c->y, .dy = c->dy, .dx = t->o, .dw = G->output},
@@ -165,17 +165,30 @@ static int fwd(const RkCall *c) {
     RK_TRY(be->lowrank_fwd(&o.g));
     if (!o.first) RK_TRY(be->lowrank_fwd(&o.nu));
     RK_TRY(prepare(be, &o));
-    RK_TRY(be->wkv7_fwd(&o.wkv));
+    RkWkv7 read_out = o.wkv; /* the backward runs it again and saves what it needs then */
+    read_out.z.p = read_out.ckpt.p = NULL;
+    RK_TRY(be->wkv7_fwd(&read_out));
     RK_TRY(be->out_gate_fwd(&o.gate));
     return be->linear_fwd(&o.out);
 }
 
-/* What the forward did not save: the mixed inputs, v, k, alpha, beta and the gated read-out. */
+static int second_product(const RkBackend *be, RkLowrank o) {
+    o.x.p = NULL;
+    return be->lowrank_fwd(&o);
+}
+
+/* What the forward did not save: all of it but the large products and the thin products' hidden rows. */
 static int recompute(const RkBackend *be, const Ops *o) {
     RkShiftLerp mix = o->mix;
-    mix.last.p = NULL;
+    RkWkv7 wkv = o->wkv;
+    mix.last.p = wkv.sT.p = NULL;
     RK_TRY(be->shift_lerp_fwd(&mix));
+    RK_TRY(second_product(be, o->w));
+    RK_TRY(second_product(be, o->a));
+    RK_TRY(second_product(be, o->g));
+    if (!o->first) RK_TRY(second_product(be, o->nu));
     RK_TRY(prepare(be, o));
+    RK_TRY(be->wkv7_fwd(&wkv));
     return be->out_gate_fwd(&o->gate);
 }
 

@@ -210,16 +210,25 @@ def test_trained_initial_state(shared, run, version, tmp_path):
         assert_within(np.reshape(grads[name], want.shape), want, allowed, f"gradient of {name}")
 
 
-# Golden name -> name of the saved row, and what the row is still to go through.
+# Golden name -> name of the saved row, and what the row is still to go through; p: the layer's parameters. Of a thin product
+# only the hidden row is saved.
 TRACE = {
-    "x052": {"r": "r", "k": "k", "v": "v", "wkv": "y"},
-    "x060": {"r": "r", "k": "k", "v": "v", "wkv": "y", "w_raw": "w"},
-    "x070": {"r": "r", "k_raw": "k0", "v_raw": "v0", "decay_logit": "s", "gate": "g", "wkv": "y"},
+    "x052": {"r": "r", "k": "k", "v": "v"},
+    "x060": {"r": "r", "k": "k", "v": "v"},
+    "x070": {"r": "r", "k_raw": "k0", "v_raw": "v0"},
 }
 TRACE_GATES = {
-    "x052": {"gate": ("g", lambda g: g * ops.sigmoid(g))},
-    "x060": {"gate": ("g", lambda g: g * ops.sigmoid(g))},
-    "x070": {"a": ("a", ops.sigmoid), "v_gate": ("nu", ops.sigmoid)},
+    "x052": {"gate": ("g", lambda g, p: g * ops.sigmoid(g))},
+    "x060": {
+        "gate": ("g", lambda g, p: g * ops.sigmoid(g)),
+        "w_raw": ("hw", lambda h, p: p["time_decay"] + h @ p["time_decay_w2"]),
+    },
+    "x070": {
+        "decay_logit": ("hw", lambda h, p: p["w0"] + h @ p["w2"]),
+        "gate": ("hg", lambda h, p: h @ p["g2"]),
+        "a": ("ha", lambda h, p: ops.sigmoid(p["a0"] + h @ p["a2"])),
+        "v_gate": ("hv", lambda h, p: ops.sigmoid(p["v0"] + h @ p["v2"])),
+    },
 }
 
 
@@ -229,14 +238,17 @@ def test_intermediates(shared, run, version):
     tolerance, golden = MODEL_RUNS[run], golden_of(shared, f"m2_{version}", "trace_B1T6")
     rwkv = load_model(weights_of(shared, f"m2_{version}"), run)
     seen = rwkv._core.activations(golden["ids"].astype(np.int32))
-    rows = {theirs: (ours, lambda x: x) for theirs, ours in TRACE[version].items()} | TRACE_GATES[version]
+    rows = {theirs: (ours, lambda x, p: x) for theirs, ours in TRACE[version].items()} | TRACE_GATES[version]
     compared = 0
     for layer in range(3):
+        start = f"blocks.{layer}.att."
+        p = {name.removeprefix(start): np.asarray(value, np.float64)
+             for name, value in rwkv.named_parameters().items() if name.startswith(start)}
         for theirs, (ours, function) in rows.items():
-            if layer == 0 and ours in ("v0", "nu"):
+            if layer == 0 and ours in ("v0", "hv"):
                 continue  # the first layer's values are v_first itself, and it has no value gate
             want = golden[f"L{layer}.{theirs}"]
-            got = function(seen[f"blocks.{layer}.att.{ours}"].astype(np.float64))
+            got = function(seen[start + ours].astype(np.float64), p)
             allowed = tolerance["logits"] * max(1, np.abs(want).max()) + stored_slack(want)
             assert_within(got.reshape(want.shape), want, allowed, f"layer {layer} {theirs}")
             compared += 1

@@ -237,6 +237,17 @@ def parts(value):
     return value if isinstance(value, list) else [value]
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_lowrank_again_from_its_hidden_rows(backend):
+    with running_on(backend) as name:
+        for case in cases_of("lowrank"):
+            start = starts(case, "fwd", expected_forward(case))
+            whole = run(case, name, "lowrank", "fwd", start)
+            known = {key: value for key, value in case.given.items() if key != "x"} | {"h": whole["h"].astype(np.float64)}
+            again = run(replace(case, given=known), name, "lowrank", "fwd", {"y": start["y"]})
+            assert_same_bits(again["y"], whole["y"], f"lowrank from its hidden rows on {backend}")
+
+
 def objective(case, values):
     """The number whose gradient a backward computes, from inputs and outputs by name."""
     return sum(

@@ -31,8 +31,10 @@ static void activate(int act, float *h, size_t n) {
 static void lowrank_few_rows(const Lowrank *s) {
     const RkLowrank *o = s->o;
     float *h = rk_f32(o->h);
-    rk_cpu_few_rows_product(&(RkRowsTimesMatrix){.x = rk_f32(o->x), .m = o->m1.p, .dtype = o->m1.dtype, .y = h, .R = s->R, .K = s->C, .M = s->D});
-    activate(o->act, h, s->R * s->D);
+    if (o->x.p) {
+        rk_cpu_few_rows_product(&(RkRowsTimesMatrix){.x = rk_f32(o->x), .m = o->m1.p, .dtype = o->m1.dtype, .y = h, .R = s->R, .K = s->C, .M = s->D});
+        activate(o->act, h, s->R * s->D);
+    }
     rk_cpu_few_rows_product(&(RkRowsTimesMatrix){.x = h, .m = o->m2.p, .dtype = o->m2.dtype, .bias = rk_f32(o->bias), .y = rk_f32(o->y),
                                                  .R = s->R, .K = s->D, .M = s->O});
 }
@@ -77,24 +79,31 @@ static int lowrank_stored(const Lowrank *s) {
     const RkLowrank *o = s->o;
     Stored in = {.x = rk_f32(o->x), .m = o->m1, .y = rk_f32(o->h), .R = s->R, .K = s->C, .M = s->D, .act = o->act};
     Stored out = {.x = rk_f32(o->h), .m = o->m2, .bias = o->bias, .y = rk_f32(o->y), .R = s->R, .K = s->D, .M = s->O};
-    rk_parallel(rk_cpu_tasks(s->R, rk_cpu_rows_per_task(s->D)), stored_task, &in);
+    if (o->x.p) rk_parallel(rk_cpu_tasks(s->R, rk_cpu_rows_per_task(s->D)), stored_task, &in);
     rk_parallel(rk_cpu_tasks(s->R, rk_cpu_rows_per_task(s->O)), stored_task, &out);
+    return RK_OK;
+}
+
+static int lowrank_hidden(const Lowrank *s) {
+    const RkLowrank *o = s->o;
+    int C = (int)s->C, D = (int)s->D;
+    RK_TRY(rk_gemm(&(RkGemm){.M = (int)s->R, .N = D, .K = C,
+                             .A = rk_f32(o->x), .lda = C,
+                             .B = rk_f32(o->m1), .ldb = D,
+                             .C = rk_f32(o->h), .ldc = D}));
+    if (o->act != RK_ACT_NONE) rk_parallel(rk_cpu_tasks(s->R * s->D, RK_CPU_GRAIN), activate_task, (void *)s);
     return RK_OK;
 }
 
 int rk_cpu_lowrank_fwd(const RkLowrank *o) {
     Lowrank s = lowrank_sizes(o);
-    int R = (int)s.R, C = (int)s.C, D = (int)s.D, O = (int)s.O;
+    int R = (int)s.R, D = (int)s.D, O = (int)s.O;
     if (s.R <= RK_FEW_ROWS) {
         lowrank_few_rows(&s);
         return RK_OK;
     }
     if (o->m1.dtype != RK_F32 || o->m2.dtype != RK_F32) return lowrank_stored(&s);
-    RK_TRY(rk_gemm(&(RkGemm){.M = R, .N = D, .K = C,
-                             .A = rk_f32(o->x), .lda = C,
-                             .B = rk_f32(o->m1), .ldb = D,
-                             .C = rk_f32(o->h), .ldc = D}));
-    if (o->act != RK_ACT_NONE) rk_parallel(rk_cpu_tasks(s.R * s.D, RK_CPU_GRAIN), activate_task, &s);
+    if (o->x.p) RK_TRY(lowrank_hidden(&s));
     if (o->bias.p) rk_parallel(rk_cpu_tasks(s.R, rk_cpu_rows_per_task(s.O)), bias_task, &s);
     RK_TRY(rk_gemm(&(RkGemm){.M = R, .N = O, .K = D,
                              .A = rk_f32(o->h), .lda = D,

@@ -8,10 +8,10 @@ static real lowrank_slope(int act, real h) {
 }
 
 static int lowrank_fwd(const RkLowrank *o) {
-    size_t C = rk_rows(o->m1), D = rk_rows(o->m2), O = (size_t)rk_cols(o->m2), R = rk_numel(o->x) / C;
+    size_t C = rk_rows(o->m1), D = rk_rows(o->m2), O = (size_t)rk_cols(o->m2), R = rk_numel(o->h) / D;
     for (size_t r = 0; r < R; r++) {
         real *h = P(o->h) + r * D, *y = P(o->y) + r * O;
-        for (size_t d = 0; d < D; d++) {
+        for (size_t d = 0; d < D && o->x.p; d++) {
             real sum = 0;
             for (size_t c = 0; c < C; c++) sum += P(o->x)[r * C + c] * weight(o->m1, c, d);
             h[d] = lowrank_act(o->act, sum);
