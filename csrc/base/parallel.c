@@ -130,19 +130,53 @@ static void wait_for_workers(void) {
     pthread_mutex_unlock(&pool.lock);
 }
 
+/* ---- subnormal numbers ---- */
+
+#if defined(__x86_64__)
+typedef unsigned FloatMode;
+enum { FLUSH = 0x8040 }; /* MXCSR: results to zero, operands as zero */
+static FloatMode float_mode(void) { return __builtin_ia32_stmxcsr(); }
+static void float_mode_set(FloatMode mode) { __builtin_ia32_ldmxcsr(mode); }
+#elif defined(__aarch64__)
+typedef uint64_t FloatMode;
+enum { FLUSH = 1 << 24 }; /* FPCR.FZ */
+static FloatMode float_mode(void) {
+    FloatMode mode;
+    __asm__ volatile("mrs %0, fpcr" : "=r"(mode));
+    return mode;
+}
+static void float_mode_set(FloatMode mode) { __asm__ volatile("msr fpcr, %0" : : "r"(mode)); }
+#else
+typedef int FloatMode;
+enum { FLUSH = 0 };
+static FloatMode float_mode(void) { return 0; }
+static void float_mode_set(FloatMode mode) { (void)mode; }
+#endif
+
 /* ---- regions ---- */
 
+/* Tasks run with subnormal numbers taken as zero; returns the mode for leave_tasks to bring back. */
+static FloatMode enter_tasks(void) {
+    FloatMode mode = float_mode();
+    if (!level++) float_mode_set(mode | FLUSH);
+    return mode;
+}
+
+static void leave_tasks(FloatMode mode) {
+    if (!--level) float_mode_set(mode);
+}
+
 static void take_tasks(void) {
-    level++;
+    FloatMode mode = enter_tasks();
     for (size_t task; (task = atomic_fetch_add_explicit(&pool.next, 1, memory_order_relaxed)) < pool.n_tasks;)
         pool.fn(pool.ctx, task);
-    level--;
+    leave_tasks(mode);
 }
 
 static void run_inline(size_t n_tasks, RkTaskFn fn, void *ctx) {
-    level++;
+    FloatMode mode = enter_tasks();
     for (size_t task = 0; task < n_tasks; task++) fn(ctx, task);
-    level--;
+    leave_tasks(mode);
 }
 
 static void *worker_main(void *arg) {

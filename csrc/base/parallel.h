@@ -1,7 +1,11 @@
 /* parallel.h - the one entry point for threads.
  *
  * Work is cut into tasks that own disjoint outputs; how the tasks are cut depends on shapes only, never on the
- * number of threads, so results are the same bits for any thread count. Which thread runs a task is not fixed. */
+ * number of threads, so results are the same bits for any thread count. Which thread runs a task is not fixed.
+ *
+ * Inside a task subnormal numbers are zero, on whichever thread it runs: an operation that meets one takes about 150 cycles
+ * instead of 4, and a moment that decays unused spends thousands of steps among them. The caller's mode is as before
+ * afterwards. */
 #ifndef RK_BASE_PARALLEL_H
 #define RK_BASE_PARALLEL_H
 

@@ -1,6 +1,7 @@
 /* The thread pool: every task once, whatever the threads, the callers and the nesting. */
 #include "base/parallel.h"
 
+#include <float.h>
 #include <pthread.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -146,6 +147,30 @@ static void test_many_callers(void) {
     CHECK(marks.wrong == 0);
 }
 
+#if defined __x86_64__ || defined __aarch64__
+static float halved(float x) {
+    volatile float y = x;
+    y *= 0.5f;
+    return y;
+}
+
+static void halve_task(void *ctx, size_t task) { ((float *)ctx)[task] = halved(FLT_MIN); }
+
+static void test_subnormals_are_zero_in_tasks_only(void) {
+    for (int threads = 1; threads <= 3; threads++) {
+        rk_set_num_threads(threads);
+        float results[TASKS];
+        for (int i = 0; i < TASKS; i++) results[i] = 1;
+        rk_parallel(TASKS, halve_task, results);
+        rk_parallel(1, halve_task, results); /* runs on the caller alone */
+        for (int i = 0; i < TASKS; i++) CHECK(results[i] == 0);
+        CHECK(halved(FLT_MIN) > 0);
+    }
+}
+#else
+static void test_subnormals_are_zero_in_tasks_only(void) {}
+#endif
+
 #ifndef __SANITIZE_THREAD__ /* ThreadSanitizer does not follow a fork of a process with threads */
 static void test_fork(void) {
     rk_set_num_threads(3);
@@ -174,6 +199,7 @@ int main(void) {
     test_really_parallel();
     test_nested();
     test_many_callers();
+    test_subnormals_are_zero_in_tasks_only();
     test_fork();
     rk_set_num_threads(2);
     CHECK(region_is_right(TASKS)); /* lets the other workers end */
