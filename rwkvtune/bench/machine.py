@@ -20,7 +20,7 @@ def describe():
 
     facts = info()
     return {"processor": _processor(), "processors": os.cpu_count(), "instruction_set": facts["isa"], "threads": facts["threads"],
-            "rwkvtune": __version__, "blas": facts["blas"], "numpy": np.__version__, "python": platform.python_version()}  # fmt: skip
+            "rwkvtune": __version__, "numpy": np.__version__, "python": platform.python_version()}  # fmt: skip
 
 
 def _processor():
