@@ -6,7 +6,7 @@
  * Byte j of a 4-bit block (16 bytes) holds element j in its low half and element 16 + j in its high half, so that a mask and
  * a shift give 16 consecutive elements each. Values and scales of a row lie together: a slice of rows is a pointer, and a
  * matrix is one range of a file. A scale may be negative.
- * Quantising minimises the squared error of each block: 8 bits by the largest weight, 4 bits by a search. */
+ * The scale of a block: 8 bits by its largest weight, 4 bits by a search for the least squared error. */
 #ifndef RK_BASE_QUANT_H
 #define RK_BASE_QUANT_H
 

@@ -55,11 +55,12 @@ def test_encoding(form, scale):
 
 def test_four_bits_are_nearer_than_the_plain_rules():
     w = draw(np.random.default_rng(2), 200, 4 * BLOCK)
-    got = np.square(decode("int4", core.convert_weight(("fp32", w), "int4")) - w)
+    counts = np.sqrt(np.abs(w))  # how much the error of each weight counts
+    got = counts * np.square(decode("int4", core.convert_weight(("fp32", w), "int4")) - w)
     blocks = w.reshape(200, 4, BLOCK).astype(np.float64)
     at = np.abs(blocks).argmax(2)[..., None]
     for plain in (np.abs(blocks).max(2, keepdims=True) / 7, np.take_along_axis(blocks, at, 2) / -8):
-        other = np.square(np.clip(np.round(blocks / plain), -8, 7) * plain - blocks)
+        other = counts.reshape(blocks.shape) * np.square(np.clip(np.round(blocks / plain), -8, 7) * plain - blocks)
         assert got.sum() < 0.95 * other.sum()
         assert np.all(got.reshape(200, 4, BLOCK).sum(2) <= other.sum(2) * 1.01)  # the scale is a float16
 
