@@ -112,7 +112,7 @@ class Torch:
         norm = self.torch.nn.utils.clip_grad_norm_([p for p in self.p.values() if p.grad is not None], 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return float(loss), float(norm)
+        return loss.item(), norm.item()
 
     def logits(self, ids):
         with self.torch.no_grad():

@@ -12,10 +12,13 @@ import sys
 import tempfile
 from pathlib import Path
 
-from engine import in_turn, started
+from engine import Missing, in_turn, started
 
-_ENGINES = {"PyTorch, compiled op": {"op": "compiled"}, "PyTorch, compiled op and torch.compile": {"op": "compiled", "compile": True},
-            "PyTorch, loop over tokens": {"op": "loop"}}  # fmt: skip
+_ENGINES = {
+    "op": ("PyTorch, compiled op", {"op": "compiled"}),
+    "compile": ("PyTorch, compiled op and torch.compile", {"op": "compiled", "compile": True}),
+    "loop": ("PyTorch, loop over tokens", {"op": "loop"}),
+}
 _AGREE = 1e-3
 
 
@@ -43,14 +46,18 @@ def run(name, sizes, args):
         if ours is None:
             raise SystemExit(f"rwkvtune itself: {reason}")
         expected, engines, absent = ours.ask("step"), [ours], {}
-        for peer, variant in _ENGINES.items():
-            if variant["op"] == "loop" and name not in args.loop:
+        for kind in args.engines:
+            peer, variant = _ENGINES[kind]
+            if kind == "loop" and name not in args.loop:
                 continue
             engine, reason = started(peer, args.python, "torch_rwkv7.py", **settings, **variant)
+            try:
+                found = engine and engine.ask("step")
+            except Missing as failure:
+                engine, reason = None, str(failure)
             if engine is None:
                 absent[peer] = reason
                 continue
-            found = engine.ask("step")
             if not all(abs(a - b) <= _AGREE * abs(b) for a, b in zip(found, expected, strict=True)):
                 raise SystemExit(f"{peer} does another step: (loss, gradient norm) {found}, rwkvtune {expected}")
             engines.append(engine)
@@ -73,6 +80,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--python", default=sys.executable, help="Python that PyTorch is installed for (default: this one)")
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument("--engines", nargs="+", choices=_ENGINES, default=list(_ENGINES))
     parser.add_argument("--loop", nargs="*", choices=SHAPES, default=["tiny"], help="shapes that the loop is tried on")
     parser.add_argument("--rounds", type=int, default=4, help="steps of each engine, twenty times as many for tiny")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
