@@ -29,7 +29,7 @@ class Engine:
 
     def _answer(self):
         line = self._process.stdout.readline()
-        found = json.loads(line) if line else {"error": f"ended with {self._process.wait()}"}
+        found = json.loads(line) if line else {"error": f"it ended with {self._process.wait()}"}
         if "error" in found:
             self.close()
             raise Missing(found["error"])
@@ -37,8 +37,11 @@ class Engine:
 
     def ask(self, what, *arguments):
         """The value of a method of the engine."""
-        self._process.stdin.write(json.dumps([what, *arguments]) + "\n")
-        self._process.stdin.flush()
+        try:
+            self._process.stdin.write(json.dumps([what, *arguments]) + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            pass  # it has ended: there will be no answer
         return self._answer()
 
     def seconds(self, what, *arguments):
@@ -46,7 +49,10 @@ class Engine:
         return self.ask("timed", what, *arguments)
 
     def close(self):
-        self._process.stdin.close()
+        try:
+            self._process.stdin.close()
+        except BrokenPipeError:
+            pass  # it has ended by itself
         self._process.stdout.close()
         self._process.wait()
 
