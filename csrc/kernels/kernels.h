@@ -23,16 +23,6 @@ typedef struct RkLayerNormRows {
     float eps;
 } RkLayerNormRows;
 
-/* A row of logits on the way to a token: p = exp((z - top) * scale), summed and its largest taken block by block. */
-enum { RK_SAMPLE_BLOCK = 64 };
-typedef struct RkSampleRow {
-    const float *z; /* (n) */
-    float *p;       /* (n) */
-    float *sum, *max; /* one per block */
-    size_t n;
-    float top, scale;
-} RkSampleRow;
-
 /* y (R,M) = x (R,K) w^T, w (M,K) of any dtype of weights. */
 typedef struct RkRowsTimesTransposed {
     const float *x;
@@ -157,6 +147,16 @@ typedef struct RkXentRow {
     int grad;
     double scale, l2;
 } RkXentRow;
+
+/* A row of logits on the way to a token: p = exp((z - top) * scale), summed and its largest taken block by block. */
+enum { RK_SAMPLE_BLOCK = 64 };
+typedef struct RkSampleRow {
+    const float *z; /* (n) */
+    float *p;       /* (n) */
+    float *sum, *max; /* one per block */
+    size_t n;
+    float top, scale;
+} RkSampleRow;
 
 typedef struct RkAdamWRange {
     float *p, *m, *v; /* (n) */

@@ -53,24 +53,27 @@ void rk_state_free(RkState *s) {
 }
 
 /* Copies one sequence of a row: all of it, or the `past` tokens it holds where the two may have different room. */
-static void copy_part(RkTensor to, size_t b_to, const RkStateRow *from, size_t b_from, int past) {
+static int copy_part(RkTensor to, size_t b_to, const RkStateRow *from, size_t b_from, int past) {
     size_t element = rk_dtype_size(to.dtype);
     size_t step_to = rk_numel(to) / (size_t)to.d[0] * element, step_from = rk_numel(from->t) / (size_t)from->t.d[0] * element;
     size_t bytes = from->grows ? step_from / (size_t)from->t.d[1] * (size_t)past : step_from;
     memmove((char *)to.p + b_to * step_to, (char *)from->t.p + b_from * step_from, bytes);
+    return RK_OK;
 }
 
-void rk_state_copy_sequence(RkState *dst, int to, const RkState *src, int from) {
+int rk_state_copy_sequence(RkState *dst, int to, const RkState *src, int from) {
     RkStateRow row, place;
     for (int i = 0; rk_state_row(src, i, &row) && rk_state_row(dst, i, &place); i++)
-        copy_part(place.t, (size_t)to, &row, (size_t)from, src->past);
+        RK_TRY(copy_part(place.t, (size_t)to, &row, (size_t)from, src->past));
+    return RK_OK;
 }
 
-static void copy_rows(RkState *dst, const RkState *src) {
+static int copy_rows(RkState *dst, const RkState *src) {
     RkStateRow row, place;
     for (int i = 0; rk_state_row(src, i, &row) && rk_state_row(dst, i, &place); i++)
-        for (size_t b = 0; b < (size_t)src->B; b++) copy_part(place.t, b, &row, b, src->past);
+        for (size_t b = 0; b < (size_t)src->B; b++) RK_TRY(copy_part(place.t, b, &row, b, src->past));
     dst->past = src->past;
+    return RK_OK;
 }
 
 int rk_state_reserve(RkState *s, int64_t tokens) {
@@ -79,16 +82,15 @@ int rk_state_reserve(RkState *s, int64_t tokens) {
     RkState larger;
     int grown = s->room + s->room / 2;
     RK_TRY(rk_state_create(&larger, s->cfg, s->dtype, s->B, s->past && tokens < grown ? grown : (int)tokens));
-    copy_rows(&larger, s);
-    rk_state_free(s);
-    *s = larger;
-    return RK_OK;
+    int rc = copy_rows(&larger, s);
+    rk_state_free(rc ? &larger : s);
+    if (!rc) *s = larger;
+    return rc;
 }
 
 int rk_state_copy(RkState *dst, const RkState *src) {
     RK_TRY(rk_state_reserve(dst, src->past));
-    copy_rows(dst, src);
-    return RK_OK;
+    return copy_rows(dst, src);
 }
 
 int rk_state_narrow(RkState *s, int B) {

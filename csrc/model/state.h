@@ -35,7 +35,7 @@ void rk_state_advance(RkState *s, int past, int T);  /* it now holds past + T to
 /* The first B sequences only, B <= most; the others keep what they hold and come back with a larger B, until the state moves. */
 int rk_state_narrow(RkState *s, int B);
 /* Sequence `from` of src, of the same model and holding as many tokens, over sequence `to` of dst, which may be src. */
-void rk_state_copy_sequence(RkState *dst, int to, const RkState *src, int from);
+int rk_state_copy_sequence(RkState *dst, int to, const RkState *src, int from);
 
 /* Row `i` of all rows, time mix before channel mix, layer by layer; 0 when there is no such row. A row that grows has its room
  * as second dimension. */

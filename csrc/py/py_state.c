@@ -83,13 +83,15 @@ static PyObject *state_take(PyObject *op, PyObject *arg) {
     if (!rows) return NULL;
     Py_ssize_t n = PySequence_Fast_GET_SIZE(rows);
     RkPyStateObject *part = n > INT32_MAX ? NULL : rk_py_state_new(self->owner, (int)n, self->state.past);
+    int rc = 0;
     for (Py_ssize_t i = 0; part && i < n; i++) {
         long row = PyLong_AsLong(PySequence_Fast_GET_ITEM(rows, i));
-        if (is_row(self, row)) rk_state_copy_sequence(&part->state, (int)i, &self->state, (int)row);
-        else Py_CLEAR(part);
+        int good = is_row(self, row);
+        if (good) rc = rk_state_copy_sequence(&part->state, (int)i, &self->state, (int)row);
+        if (!good || rc) Py_CLEAR(part);
     }
     Py_DECREF(rows);
-    return (PyObject *)part;
+    return rc ? rk_py_raise(rk_py_state_of(Py_TYPE(op)), rc) : (PyObject *)part;
 }
 
 static PyObject *state_put(PyObject *op, PyObject *args) {
@@ -99,7 +101,8 @@ static PyObject *state_put(PyObject *op, PyObject *args) {
     if (!is_row(self, to) || !is_row(from, row)) return NULL;
     if (self->owner != from->owner || self->state.past != from->state.past)
         return PyErr_SetString(PyExc_ValueError, "the states must be of one model and hold equally many tokens"), NULL;
-    rk_state_copy_sequence(&self->state, to, &from->state, row);
+    int rc = rk_state_copy_sequence(&self->state, to, &from->state, row);
+    if (rc) return rk_py_raise(rk_py_state_of(Py_TYPE(op)), rc);
     Py_RETURN_NONE;
 }
 
