@@ -52,26 +52,27 @@ void rk_state_free(RkState *s) {
     s->time_mix = s->channel_mix = NULL;
 }
 
-/* Copies one sequence of a row: all of it, or the `past` tokens it holds where the two may have different room. */
-static int copy_part(RkTensor to, size_t b_to, const RkStateRow *from, size_t b_from, int past) {
+/* Copies n sequences of a row: all of them at once, or of each the `past` tokens it holds, as the two may have different room. */
+static int copy_part(RkTensor to, size_t b_to, const RkStateRow *from, size_t b_from, size_t n, int past) {
     size_t element = rk_dtype_size(to.dtype);
     size_t step_to = rk_numel(to) / (size_t)to.d[0] * element, step_from = rk_numel(from->t) / (size_t)from->t.d[0] * element;
-    size_t bytes = from->grows ? step_from / (size_t)from->t.d[1] * (size_t)past : step_from;
-    memmove((char *)to.p + b_to * step_to, (char *)from->t.p + b_from * step_from, bytes);
+    size_t pieces = from->grows ? n : 1, bytes = from->grows ? step_from / (size_t)from->t.d[1] * (size_t)past : n * step_from;
+    for (size_t i = 0; i < pieces; i++)
+        memmove((char *)to.p + (b_to + i) * step_to, (char *)from->t.p + (b_from + i) * step_from, bytes);
     return RK_OK;
 }
 
-int rk_state_copy_sequence(RkState *dst, int to, const RkState *src, int from) {
+static int copy_sequences(RkState *dst, int to, const RkState *src, int from, int n) {
     RkStateRow row, place;
     for (int i = 0; rk_state_row(src, i, &row) && rk_state_row(dst, i, &place); i++)
-        RK_TRY(copy_part(place.t, (size_t)to, &row, (size_t)from, src->past));
+        RK_TRY(copy_part(place.t, (size_t)to, &row, (size_t)from, (size_t)n, src->past));
     return RK_OK;
 }
+
+int rk_state_copy_sequence(RkState *dst, int to, const RkState *src, int from) { return copy_sequences(dst, to, src, from, 1); }
 
 static int copy_rows(RkState *dst, const RkState *src) {
-    RkStateRow row, place;
-    for (int i = 0; rk_state_row(src, i, &row) && rk_state_row(dst, i, &place); i++)
-        for (size_t b = 0; b < (size_t)src->B; b++) RK_TRY(copy_part(place.t, b, &row, b, src->past));
+    RK_TRY(copy_sequences(dst, 0, src, 0, src->B));
     dst->past = src->past;
     return RK_OK;
 }
