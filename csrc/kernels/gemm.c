@@ -5,6 +5,7 @@
 
 #include "base/err.h"
 #include "base/parallel.h"
+#include "base/tensor.h"
 #include "kernels/kernels.h"
 
 /* K is cut into slices of at most RK_GEMM_SLICE: a panel of B that long stays in L1 (32 KiB on AVX-512, 16 on AVX2). M is cut into
@@ -56,26 +57,48 @@ static void pack_a_task(void *ctx, size_t task) {
     }
 }
 
+/* Lines of B's slice as float32: where they lie when they are that, else turned into it at `room`. */
+static RkGemmPack lines_of_b(const Slice *s, size_t j, size_t n, float *room) {
+    const RkGemm *g = s->g;
+    size_t ldb = (size_t)g->ldb;
+    RkGemmPack p = {.src = g->B, .stride = ldb, .along_k = g->trans_b, .lines = n, .K = s->K, .width = up_to(n, (size_t)rk_k.lanes)};
+    if (g->B_dtype == RK_F32) {
+        p.src += g->trans_b ? j * ldb + s->k : s->k * ldb + j;
+        return p;
+    }
+    size_t rows = g->trans_b ? n : s->K, row = g->trans_b ? j : s->k, lo = g->trans_b ? s->k : j;
+    p.src = room;
+    p.stride = g->trans_b ? s->K : n;
+    for (size_t r = 0; r < rows; r++)
+        rk_k.row_to_f32(g->B_dtype, (const char *)g->B + (row + r) * rk_row_bytes(g->B_dtype, ldb), ldb, lo, lo + p.stride, room + r * p.stride);
+    return p;
+}
+
+/* The next panel's bytes of B, to be fetched meanwhile. */
+static void announce(const Slice *s, size_t j, size_t n, RkGemmBlock *block) {
+    const RkGemm *g = s->g;
+    size_t row = g->trans_b ? j : s->k, lo = g->trans_b ? s->k : j, bytes = rk_row_bytes(g->B_dtype, (size_t)g->ldb);
+    block->next = (const char *)g->B + row * bytes + lo * bytes / (size_t)g->ldb;
+    block->next_pieces = g->trans_b || !n ? n : s->K;
+    block->next_bytes = (g->trans_b ? s->K : n) * bytes / (size_t)g->ldb;
+    block->next_stride = bytes;
+}
+
 static void multiply_task(void *ctx, size_t task) {
     Slice *s = ctx;
     const RkGemm *g = s->g;
-    size_t W = (size_t)rk_k.gemm_columns, N = (size_t)g->N, ldb = (size_t)g->ldb, ldc = (size_t)g->ldc;
-    float *b = rk_thread_scratch((W * s->K) * sizeof(float));
+    size_t W = (size_t)rk_k.gemm_columns, N = (size_t)g->N, ldc = (size_t)g->ldc;
+    float *b = rk_thread_scratch(2 * W * s->K * sizeof(float));
     if (!b) { s->failed = 1; return; }
     size_t first = task / s->column_tasks * s->cut.part, rows = least(s->cut.part, s->rows - first);
     size_t j = task % s->column_tasks * s->cut.panels_per_task * W, end = least(j + s->cut.panels_per_task * W, N);
-    RkGemmPack p = {.src = g->B + (g->trans_b ? s->k : s->k * ldb), .stride = ldb, .along_k = g->trans_b, .lines = N, .K = s->K};
     RkGemmBlock block = {.a = s->a + first * s->K, .b = b, .K = s->K, .rows = rows, .ldc = ldc, .add = g->accumulate || s->k};
     for (; j < end; j += W) {
-        size_t follow = j + W < end ? least(W, N - j - W) : 0;
-        block.next = (const char *)(p.src + (j + W) * (g->trans_b ? ldb : 1));
-        block.next_pieces = g->trans_b || !follow ? follow : s->K;
-        block.next_bytes = (g->trans_b ? s->K : follow) * sizeof(float);
-        block.next_stride = ldb * sizeof(float);
         block.cols = least(W, N - j);
         block.c = g->C + (s->row + first) * ldc + j;
-        p.width = up_to(block.cols, (size_t)rk_k.lanes);
-        rk_k.gemm_pack(&p, j, block.cols, b);
+        RkGemmPack p = lines_of_b(s, j, block.cols, b + W * s->K);
+        rk_k.gemm_pack(&p, 0, block.cols, b);
+        announce(s, j + W, j + W < end ? least(W, end - j - W) : 0, &block);
         rk_k.gemm_block(&block);
     }
 }

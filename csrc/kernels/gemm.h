@@ -1,6 +1,7 @@
 /* gemm.h - matrix products in float32.
  *
- * C (M,N) = op(A) op(B) + (accumulate ? C : 0), row-major, op = transpose or not.
+ * C (M,N) = op(A) op(B) + (accumulate ? C : 0), row-major, op = transpose or not. B may hold weights of another format: the
+ * result is that of B turned into float32 first, bit by bit, at little more cost.
  * How K is cut depends on K alone and every element of C is summed in order within a cut, so its bits depend neither on the
  * number of threads nor on M and N. */
 #ifndef RK_KERNELS_GEMM_H
@@ -8,15 +9,16 @@
 
 enum {
     RK_GEMM_SLICE = 256, RK_GEMM_CHUNK = 1024, /* steps of K and rows of A that are packed at a time */
-    RK_GEMM_CALL_SCRATCH = RK_GEMM_SLICE * RK_GEMM_CHUNK * 4, RK_GEMM_TASK_SCRATCH = RK_GEMM_SLICE * 32 * 4 /* at most */
+    RK_GEMM_CALL_SCRATCH = RK_GEMM_SLICE * RK_GEMM_CHUNK * 4, RK_GEMM_TASK_SCRATCH = RK_GEMM_SLICE * 64 * 4 /* at most */
 };
 
 typedef struct RkGemm {
     int M, N, K;
     const float *A; int lda, trans_a; /* (M,K), or (K,M) when transposed */
-    const float *B; int ldb, trans_b; /* (K,N), or (N,K) when transposed */
+    const void *B; int ldb, trans_b;  /* (K,N), or (N,K) when transposed */
     float *C; int ldc;
     int accumulate;
+    int B_dtype; /* RK_F32, RK_BF16, RK_F16; transposed and with ldb = K also RK_Q8, RK_Q4 */
 } RkGemm;
 
 int rk_gemm(const RkGemm *g); /* RK_ENOMEM: no memory for the panels */

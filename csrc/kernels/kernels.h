@@ -238,6 +238,8 @@ static inline size_t rk_gemm_panel_rows(size_t rows, size_t most, size_t panel) 
     /* queries [lo, hi), at most RK_ATTN_BLOCK */                                                           \
     X(void, attention_fwd, (const RkAttnHead *a, size_t lo, size_t hi))                                     \
     X(void, attention_bwd, (const RkAttnHead *a))                                                           \
+    /* elements [lo, hi) of a row of K weights of any format; of a quantised one in whole blocks */         \
+    X(void, row_to_f32, (int dtype, const void *row, size_t K, size_t lo, size_t hi, float *out))           \
     /* lines [i, i + n) into one panel, zeros from n to its width */                                        \
     X(void, gemm_pack, (const RkGemmPack *a, size_t i, size_t n, float *out))                               \
     X(void, gemm_block, (const RkGemmBlock *a))                                                             \

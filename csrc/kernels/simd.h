@@ -11,6 +11,7 @@
  *   vec_transpose                    the columns of RK_LANES rows of RK_LANES floats that lie `stride` apart
  *   vec_pow2, vec_ldexp              2^n for n in [-126, 127], and a 2^n for any n; n is given as n + RK_ROUND
  *   vec_sum64_*                      a sum of squares in float64
+ *   vec_load_i8, vec_load_u4          RK_LANES signed bytes, low or high halves of bytes, as floats
  *   vec_load_bf16, vec_load_f16      RK_LANES numbers of 2 bytes as floats; with _part as above
  * and of 4 RK_LANES bytes, the elements of quantised rows (base/quant.h):
  *   bytes_load, bytes_load_part      unaligned; the first n bytes only

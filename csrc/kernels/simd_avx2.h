@@ -97,6 +97,12 @@ SIMD Vec vec_load_bf16_part(const uint16_t *p, size_t n) { return n >= 8 ? vec_l
 SIMD Vec vec_load_f16(const uint16_t *p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)); }
 SIMD Vec vec_load_f16_part(const uint16_t *p, size_t n) { return n >= 8 ? vec_load_f16(p) : _mm256_cvtph_ps(half_part(p, n)); }
 
+SIMD Vec vec_load_i8(const int8_t *p) { return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p))); }
+SIMD Vec vec_load_u4(const uint8_t *p, int high) {
+    __m256i b = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p));
+    return _mm256_cvtepi32_ps(high ? _mm256_srli_epi32(b, 4) : _mm256_and_si256(b, _mm256_set1_epi32(15)));
+}
+
 typedef __m256i Bytes;
 SIMD Bytes bytes_load(const void *p) { return _mm256_loadu_si256(p); }
 SIMD Bytes bytes_load_part(const void *p, size_t n) {

@@ -86,6 +86,12 @@ SIMD Vec vec_load_f16_part(const uint16_t *p, size_t n) {
     return n >= 16 ? vec_load_f16(p) : _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask_of(n), p));
 }
 
+SIMD Vec vec_load_i8(const int8_t *p) { return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p))); }
+SIMD Vec vec_load_u4(const uint8_t *p, int high) {
+    __m512i b = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p));
+    return _mm512_cvtepi32_ps(high ? _mm512_srli_epi32(b, 4) : _mm512_and_si512(b, _mm512_set1_epi32(15)));
+}
+
 typedef __m512i Bytes;
 SIMD Bytes bytes_load(const void *p) { return _mm512_loadu_si512(p); }
 SIMD Bytes bytes_load_part(const void *p, size_t n) {

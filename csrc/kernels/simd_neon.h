@@ -76,6 +76,18 @@ SIMD Vec vec_from_f16(uint16x4_t h) { return vcvt_f32_f16(vreinterpret_f16_u16(h
 SIMD Vec vec_load_f16(const uint16_t *p) { return vec_from_f16(vld1_u16(p)); }
 SIMD Vec vec_load_f16_part(const uint16_t *p, size_t n) { return n >= 4 ? vec_load_f16(p) : vec_from_f16(half_part(p, n)); }
 
+SIMD Vec vec_load_i8(const int8_t *p) {
+    int32_t four;
+    memcpy(&four, p, sizeof four);
+    return vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(vreinterpret_s8_s32(vdup_n_s32(four))))));
+}
+SIMD Vec vec_load_u4(const uint8_t *p, int high) {
+    uint32_t four;
+    memcpy(&four, p, sizeof four);
+    uint8x8_t b = vreinterpret_u8_u32(vdup_n_u32(four));
+    return vcvtq_f32_u32(vmovl_u16(vget_low_u16(vmovl_u8(high ? vshr_n_u8(b, 4) : vand_u8(b, vdup_n_u8(15))))));
+}
+
 typedef int8x16_t Bytes;
 SIMD Bytes bytes_load(const void *p) { return vld1q_s8(p); }
 SIMD Bytes bytes_load_part(const void *p, size_t n) {

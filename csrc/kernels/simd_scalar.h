@@ -45,6 +45,8 @@ SIMD Vec vec_load_bf16(const uint16_t *p) { return rk_bf16_to_f32(*p); }
 SIMD Vec vec_load_bf16_part(const uint16_t *p, size_t n) { return n ? rk_bf16_to_f32(*p) : 0; }
 SIMD Vec vec_load_f16(const uint16_t *p) { return rk_f16_to_f32(*p); }
 SIMD Vec vec_load_f16_part(const uint16_t *p, size_t n) { return n ? rk_f16_to_f32(*p) : 0; }
+SIMD Vec vec_load_i8(const int8_t *p) { return *p; }
+SIMD Vec vec_load_u4(const uint8_t *p, int high) { return high ? *p >> 4 : *p & 15; }
 
 typedef struct Bytes { int8_t at[4]; } Bytes;
 SIMD Bytes bytes_load(const void *p) {

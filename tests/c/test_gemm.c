@@ -3,6 +3,7 @@
  * Operands end where their memory ends and lie off their natural alignment; what lies between their rows, and C before the call
  * unless it is added to, is NaN. Then:
  *   - every element is within the bound of a float32 sum of K products in any order: (K + 2) 2^-24 sum |a b|;
+ *   - weights of other formats give the bits of the same weights in float32;
  *   - C's padding is untouched; 1, 2 and 3 threads give the same bits; so does any part of the rows and columns alone. */
 #include <math.h>
 #include <stdio.h>
@@ -11,7 +12,9 @@
 
 #include "base/err.h"
 #include "base/parallel.h"
+#include "base/quant.h"
 #include "base/rng.h"
+#include "base/tensor.h"
 #include "kernels/gemm.h"
 #include "kernels/kernels.h"
 #include "tests/c/test.h"
@@ -29,13 +32,14 @@ static float *matrix(int rows, int cols, const char *name) {
 
 static int product_is_right(const RkGemm *g, const float *before) {
     int right = 1;
+    const float *B = g->B;
     for (int i = 0; i < g->M; i++)
         for (int j = 0; j < g->N; j++) {
             float got = g->C[i * g->ldc + j], old = before[i * g->ldc + j];
             double sum = g->accumulate ? old : 0, size = fabs(sum);
             for (int k = 0; k < g->K; k++) {
                 double a = g->trans_a ? g->A[k * g->lda + i] : g->A[i * g->lda + k];
-                double b = g->trans_b ? g->B[j * g->ldb + k] : g->B[k * g->ldb + j];
+                double b = g->trans_b ? B[j * g->ldb + k] : B[k * g->ldb + j];
                 sum += a * b;
                 size += fabs(a * b);
             }
@@ -56,7 +60,7 @@ static int part_is_the_same(RkGemm g, const float *before, size_t bytes) {
     int i = g.M / 3, j = g.N / 2;
     float *whole = g.C, *C = malloc(bytes);
     memcpy(C, before, bytes);
-    g.A += g.trans_a ? i : i * g.lda, g.B += g.trans_b ? j * g.ldb : j, g.C = C + i * g.ldc + j;
+    g.A += g.trans_a ? i : i * g.lda, g.B = (const float *)g.B + (g.trans_b ? j * g.ldb : j), g.C = C + i * g.ldc + j;
     g.M -= i, g.N -= j;
     CHECK(rk_gemm(&g) == RK_OK);
     int same = 1;
@@ -72,7 +76,8 @@ static void test_case(int M, int N, int K, int variant) {
     size_t bytes = ((size_t)M * (size_t)(N + PAD) - PAD) * sizeof *C;
     float *first = malloc(bytes);
     for (size_t i = 0; i < bytes / sizeof *C && !accumulate; i++) before[i] = NAN;
-    RkGemm g = {M, N, K, A, (trans_a ? M : K) + PAD, trans_a, B, (trans_b ? K : N) + PAD, trans_b, C, N + PAD, accumulate};
+    RkGemm g = {.M = M, .N = N, .K = K, .A = A, .lda = (trans_a ? M : K) + PAD, .trans_a = trans_a, .B = B, .ldb = (trans_b ? K : N) + PAD,
+                .trans_b = trans_b, .C = C, .ldc = N + PAD, .accumulate = accumulate};
     int ok = 1;
     for (int threads = 1; threads <= 3; threads++) {
         rk_set_num_threads(threads);
@@ -106,9 +111,52 @@ static void test_shapes(void) {
         for (int way = 0; way < 8; way++) test_case(large[i][0], large[i][1], large[i][2], way);
 }
 
+/* rows x cols weights of a format, from random bytes: values of all sizes and signs, scales that are finite. */
+static char *weights(int dtype, size_t rows, size_t cols) {
+    size_t bytes = rk_row_bytes(dtype, cols), scales = rk_quantised(dtype) ? cols / RK_QUANT_BLOCK : 0;
+    char *p = malloc(rows * bytes);
+    RkRng rng = rk_rng(5, "w");
+    for (size_t i = 0; i < rows * bytes; i++) p[i] = (char)(256 * rk_rng_uniform(rng, i));
+    for (size_t r = 0; r < rows; r++) {
+        size_t n = scales ? scales : cols;
+        uint16_t *half = (uint16_t *)(void *)(p + (r + 1) * bytes) - n;
+        for (size_t i = 0; i < n; i++) {
+            float x = (float)rk_rng_normal(rng, r * n + i);
+            half[i] = dtype == RK_BF16 ? rk_f32_to_bf16(x) : rk_f32_to_f16(x);
+        }
+    }
+    return p;
+}
+
+static void test_format(int dtype, int M, int N, int K, int trans_b) {
+    int rows = trans_b ? N : K, cols = trans_b ? K : N;
+    char *stored = weights(dtype, (size_t)rows, (size_t)cols);
+    size_t bytes = (size_t)M * (size_t)N * sizeof(float), row_bytes = rk_row_bytes(dtype, (size_t)cols);
+    float *A = matrix(M, K, "a"), *B = malloc((size_t)rows * (size_t)cols * sizeof *B), *C[2] = {malloc(bytes), malloc(bytes)};
+    for (int r = 0; r < rows; r++) rk_row_to_f32(dtype, stored + (size_t)r * row_bytes, B + (size_t)r * (size_t)cols, (size_t)cols);
+    for (int with = 0; with < 2; with++) {
+        memset(C[with], with ? 0xff : 0x7f, bytes);
+        RkGemm g = {.M = M, .N = N, .K = K, .A = A, .lda = K + PAD, .B = with ? (void *)stored : B, .B_dtype = with ? dtype : RK_F32,
+                    .ldb = cols, .trans_b = trans_b, .C = C[with], .ldc = N};
+        CHECK(rk_gemm(&g) == RK_OK);
+    }
+    if (!CHECK(!memcmp(C[0], C[1], bytes))) printf("    %s: dtype %d M %d N %d K %d trans_b %d\n", rk_k.isa, dtype, M, N, K, trans_b);
+    free(stored), free(A - OFFSET), free(B), free(C[0]), free(C[1]);
+}
+
+static void test_formats(void) {
+    static const int dtypes[] = {RK_BF16, RK_F16, RK_Q8, RK_Q4}, blocks[] = {1, 2, 9, 17};
+    const int W = rk_k.gemm_columns, cols[] = {1, W - 1, W + 3, 5 * W};
+    for (size_t d = 0; d < 4; d++)
+        for (size_t j = 0; j < 4; j++) {
+            for (size_t k = 0; k < 4; k++) test_format(dtypes[d], 7, cols[j], blocks[k] * RK_QUANT_BLOCK, 1);
+            for (int k = 3; !rk_quantised(dtypes[d]) && k < 300; k += 290) test_format(dtypes[d], 5, cols[j], k, 0), test_format(dtypes[d], 5, cols[j], k, 1);
+        }
+}
+
 int main(void) {
-    static const char *const tiers[] = {"scalar", "avx2", "avx512", "neon"};
+    static const char *const tiers[] = {"scalar", "avx2", "avx512", "avx512vnni", "neon"};
     for (size_t i = 0; i < sizeof tiers / sizeof *tiers; i++)
-        if (rk_kernels_select(tiers[i]) == RK_OK) test_shapes();
+        if (rk_kernels_select(tiers[i]) == RK_OK) test_shapes(), test_formats();
     return test_summary();
 }

@@ -2,7 +2,6 @@
  * reading the weights once, as they lie, is all that counts, and other kernels do that. */
 #include "ops/backend_cpu.h"
 
-#include "base/quant.h"
 #include "kernels/gemm.h"
 
 enum { FEW_ROWS_WEIGHTS = 1 << 15 /* weights one task reads */ };
@@ -11,8 +10,6 @@ static size_t outputs_per_task(size_t K) {
     size_t n = FEW_ROWS_WEIGHTS / K / RK_COLUMN_STEP * RK_COLUMN_STEP;
     return n ? n : RK_COLUMN_STEP;
 }
-
-/* ---- few rows ---- */
 
 static void few_rows_task(void *ctx, size_t task) {
     const RkRowsTimesTransposed *a = ctx;
@@ -37,32 +34,13 @@ static int few_rows(const RkLinear *o, size_t R, size_t K, size_t M) {
     return RK_OK;
 }
 
-/* ---- many rows ---- */
-
-/* w of another format: a task turns its rows into float32 and applies them to all rows of x. */
-static void stored_task(void *ctx, size_t task) {
-    const RkLinear *o = ctx;
-    size_t K = (size_t)rk_cols(o->w), M = rk_rows(o->w), R = rk_numel(o->x) / K;
-    RkCpuRange out = rk_cpu_range(task, outputs_per_task(K), M);
-    float *w = rk_thread_scratch(outputs_per_task(K) * K * sizeof *w);
-    for (size_t m = out.lo; m < out.hi; m++)
-        rk_row_to_f32(o->w.dtype, rk_slice_rows(o->w, m, 1).p, w + (m - out.lo) * K, K);
-    RkRowsTimesTransposed a = {.x = rk_f32(o->x), .w = w, .dtype = RK_F32, .y = rk_f32(o->y) + out.lo, .R = R, .K = K, .M = M};
-    rk_k.rows_times_transposed(&a, 0, out.hi - out.lo);
-}
-
 int rk_cpu_linear_fwd(const RkLinear *o) {
     size_t K = (size_t)rk_cols(o->w), M = rk_rows(o->w), R = rk_numel(o->x) / K;
     if (R <= RK_FEW_ROWS) return few_rows(o, R, K, M);
-    if (o->w.dtype != RK_F32) {
-        rk_parallel(rk_cpu_tasks(M, outputs_per_task(K)), stored_task, (void *)o);
-        return RK_OK;
-    }
-    RK_TRY(rk_gemm(&(RkGemm){.M = (int)R, .N = (int)M, .K = (int)K,
+    return rk_gemm(&(RkGemm){.M = (int)R, .N = (int)M, .K = (int)K,
                              .A = rk_f32(o->x), .lda = (int)K,
-                             .B = rk_f32(o->w), .ldb = (int)K, .trans_b = 1,
-                             .C = rk_f32(o->y), .ldc = (int)M}));
-    return RK_OK;
+                             .B = o->w.p, .B_dtype = o->w.dtype, .ldb = (int)K, .trans_b = 1,
+                             .C = rk_f32(o->y), .ldc = (int)M});
 }
 
 int rk_cpu_linear_bwd(const RkLinear *o) {

@@ -3,7 +3,6 @@
 
 #include <string.h>
 
-#include "base/quant.h"
 #include "kernels/gemm.h"
 
 typedef struct Lowrank { const RkLowrank *o; size_t R, C, D, O; } Lowrank;
@@ -53,43 +52,13 @@ static void bias_task(void *ctx, size_t task) {
     for (size_t r = rows.lo; r < rows.hi; r++) memcpy(rk_f32(s->o->y) + r * s->O, rk_f32(s->o->bias), s->O * sizeof(float));
 }
 
-/* ---- matrices of another format ---- */
-
-typedef struct Stored { const float *x; RkTensor m, bias; float *y; size_t R, K, M; int act; } Stored;
-enum { STORED_ROWS = 64 /* of the matrix, in float32 at a time */ };
-
-/* y = f(bias + x m) for some rows of x. */
-static void stored_task(void *ctx, size_t task) {
-    const Stored *s = ctx;
-    RkCpuRange rows = rk_cpu_range(task, rk_cpu_rows_per_task(s->M), s->R);
-    float *m = rk_thread_scratch(STORED_ROWS * s->M * sizeof *m);
-    for (size_t k = 0; k < s->K; k += STORED_ROWS) {
-        size_t n = s->K - k < STORED_ROWS ? s->K - k : STORED_ROWS;
-        for (size_t i = 0; i < n; i++) rk_row_to_f32(s->m.dtype, rk_slice_rows(s->m, k + i, 1).p, m + i * s->M, s->M);
-        for (size_t r = rows.lo; r < rows.hi; r++) {
-            float *y = s->y + r * s->M;
-            RkRowsTimesMatrix a = {.x = s->x + r * s->K + k, .m = m, .bias = k ? y : rk_f32(s->bias), .y = y, .R = 1, .K = n, .M = s->M};
-            rk_k.rows_times_matrix(&a, 0, s->M);
-        }
-    }
-    activate(s->act, s->y + rows.lo * s->M, (rows.hi - rows.lo) * s->M);
-}
-
-static int lowrank_stored(const Lowrank *s) {
-    const RkLowrank *o = s->o;
-    Stored in = {.x = rk_f32(o->x), .m = o->m1, .y = rk_f32(o->h), .R = s->R, .K = s->C, .M = s->D, .act = o->act};
-    Stored out = {.x = rk_f32(o->h), .m = o->m2, .bias = o->bias, .y = rk_f32(o->y), .R = s->R, .K = s->D, .M = s->O};
-    if (o->x.p) rk_parallel(rk_cpu_tasks(s->R, rk_cpu_rows_per_task(s->D)), stored_task, &in);
-    rk_parallel(rk_cpu_tasks(s->R, rk_cpu_rows_per_task(s->O)), stored_task, &out);
-    return RK_OK;
-}
-
+/* h = f(x m1) */
 static int lowrank_hidden(const Lowrank *s) {
     const RkLowrank *o = s->o;
     int C = (int)s->C, D = (int)s->D;
     RK_TRY(rk_gemm(&(RkGemm){.M = (int)s->R, .N = D, .K = C,
                              .A = rk_f32(o->x), .lda = C,
-                             .B = rk_f32(o->m1), .ldb = D,
+                             .B = o->m1.p, .B_dtype = o->m1.dtype, .ldb = D,
                              .C = rk_f32(o->h), .ldc = D}));
     if (o->act != RK_ACT_NONE) rk_parallel(rk_cpu_tasks(s->R * s->D, RK_CPU_GRAIN), activate_task, (void *)s);
     return RK_OK;
@@ -102,12 +71,11 @@ int rk_cpu_lowrank_fwd(const RkLowrank *o) {
         lowrank_few_rows(&s);
         return RK_OK;
     }
-    if (o->m1.dtype != RK_F32 || o->m2.dtype != RK_F32) return lowrank_stored(&s);
     if (o->x.p) RK_TRY(lowrank_hidden(&s));
     if (o->bias.p) rk_parallel(rk_cpu_tasks(s.R, rk_cpu_rows_per_task(s.O)), bias_task, &s);
     RK_TRY(rk_gemm(&(RkGemm){.M = R, .N = O, .K = D,
                              .A = rk_f32(o->h), .lda = D,
-                             .B = rk_f32(o->m2), .ldb = O,
+                             .B = o->m2.p, .B_dtype = o->m2.dtype, .ldb = O,
                              .C = rk_f32(o->y), .ldc = O, .accumulate = o->bias.p != NULL}));
     return RK_OK;
 }
