@@ -247,6 +247,7 @@ static inline size_t rk_gemm_panel_rows(size_t rows, size_t most, size_t panel) 
     X(size_t, sample_top, (const float *z, size_t n))                                                       \
     X(double, sample_exp, (const RkSampleRow *a))                                                           \
     X(void, adamw, (const RkAdamWRange *a, size_t lo, size_t hi))                                           \
+    X(void, adamw_asleep, (const RkAdamWRange *a, size_t lo, size_t hi))                                    \
     X(double, sumsq, (const float *x, size_t n))
 
 typedef struct RkKernels {

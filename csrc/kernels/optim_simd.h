@@ -14,6 +14,16 @@ static void k_adamw(const RkAdamWRange *a, size_t lo, size_t hi) {
     SWEEP(adamw_at, &r, lo, hi);
 }
 
+/* Where g, m and v are zero: only the decay is left. */
+SIMD void adamw_asleep_at(const RkAdamWRange *a, size_t i, size_t n) {
+    Vec p = vec_load_part(a->p + i, n);
+    vec_store_part(a->p + i, n, p - vec_set(a->lr) * vec_fma(vec_set(a->wd), p, vec_set(0)));
+}
+static void k_adamw_asleep(const RkAdamWRange *a, size_t lo, size_t hi) {
+    RkAdamWRange r = *a;
+    SWEEP(adamw_asleep_at, &r, lo, hi);
+}
+
 static double k_sumsq(const float *x, size_t n) {
     VecSum64 s[2] = {vec_sum64_zero(), vec_sum64_zero()};
     size_t i = 0;

@@ -40,16 +40,16 @@ static Ops wire(const RkCall *c) {
     const State *dbefore = (const void *)c->dstate, *dafter = (const void *)c->dstate_out;
     int past = c->dims.P;
     return (Ops){
-        .q = {.x = c->x, .w = p->q_proj, .y = a->q, .dy = t->dq, .dx = c->dx, .dw = g->q_proj},
-        .k = {.x = c->x, .w = p->k_proj, .y = a->k, .dy = t->dk, .dx = t->dx, .dw = g->k_proj},
-        .v = {.x = c->x, .w = p->v_proj, .y = a->v, .dy = t->dv, .dx = t->dx, .dw = g->v_proj},
+        .q = {.fresh = c->fresh, .x = c->x, .w = p->q_proj, .y = a->q, .dy = t->dq, .dx = c->dx, .dw = g->q_proj},
+        .k = {.fresh = c->fresh, .x = c->x, .w = p->k_proj, .y = a->k, .dy = t->dk, .dx = t->dx, .dw = g->k_proj},
+        .v = {.fresh = c->fresh, .x = c->x, .w = p->v_proj, .y = a->v, .dy = t->dv, .dx = t->dx, .dw = g->v_proj},
         .turn_q = {.past = past, .x = a->q, .y = a->q, .dy = t->dq, .dx = t->dq},
         .turn_k = {.past = past, .x = a->k, .y = a->k, .dy = t->dk, .dx = t->dk},
         .att = {.past = past, .q = a->q, .k = a->k, .v = a->v, .k_past = before->key_cache, .v_past = before->value_cache,
                 .k_all = after->key_cache, .v_all = after->value_cache, .y = a->y, .lse = a->lse, .dy = t->dy,
                 .dk_all = dafter->key_cache, .dv_all = dafter->value_cache, .dq = t->dq, .dk = t->dk, .dv = t->dv,
                 .dk_past = dbefore->key_cache, .dv_past = dbefore->value_cache},
-        .out = {.x = a->y, .w = p->o_proj, .y = c->y, .dy = c->dy, .dx = t->dy, .dw = g->o_proj},
+        .out = {.fresh = c->fresh, .x = a->y, .w = p->o_proj, .y = c->y, .dy = c->dy, .dx = t->dy, .dw = g->o_proj},
         .join = {.a = c->dx, .b = t->dx, .y = c->dx},
     };
 }

@@ -60,7 +60,8 @@ enum {
     P_VALUE_GATE = 4,  /* unused, and optional in files, in the first layer that defines v_first */
     P_INIT_STATE = 8,  /* present only in models with a trained initial state; its row of state starts from it */
     A_TRAIN = 16,      /* a saved row that only training needs */
-    P_MATRIX = 32,     /* read by the op `linear` alone: may be held in every format of weights */
+    P_MATRIX = 32,     /* read by one `linear` alone: may be held in every format of weights, and its gradient is written by
+                          that op where the call says fresh */
     P_HALF = 64,       /* read by `lowrank` or `embed` alone: may be held as bf16 or f16 */
     P_WEIGHT = P_DECAY | P_MATRIX
 };
@@ -86,6 +87,7 @@ typedef struct RkCall {
     const RkBackend *be;
     RkDims dims;
     int layer, training;
+    int fresh; /* in a backward: gradients of P_MATRIX are written, not added to */
     const RkTensor *par, *grad;   /* in table order, like all the following; cast to the mixer's own structs */
     const RkTensor *act, *tmp;
     const RkTensor *state, *state_out;   /* before and after the call; absent tensors: zeros, not wanted */

@@ -22,9 +22,9 @@ static Ops wire(const RkCall *c) {
     const Saved *a = (const void *)c->act;
     const Scratch *t = (const void *)c->tmp;
     return (Ops){
-        .fc = {.x = c->x, .w = p->fc, .y = a->k, .dy = t->h, .dx = c->dx, .dw = g->fc},
+        .fc = {.fresh = c->fresh, .x = c->x, .w = p->fc, .y = a->k, .dy = t->h, .dx = c->dx, .dw = g->fc},
         .act = {.x = a->k, .y = t->h, .dy = t->h, .dx = t->h},
-        .proj = {.x = t->h, .w = p->proj, .y = c->y, .dy = c->dy, .dx = t->h, .dw = g->proj},
+        .proj = {.fresh = c->fresh, .x = t->h, .w = p->proj, .y = c->y, .dy = c->dy, .dx = t->h, .dw = g->proj},
     };
 }
 

@@ -71,16 +71,16 @@ static Ops wire(const RkCall *c) {
                 .mu = {p->mix_k, p->mix_v, p->mix_r, p->mix_g}, .y = {t->xk, t->xv, t->xr, t->xg},
                 .dy = {t->xk, t->xv, t->xr, t->xg}, .dlast = dafter->att_shift, .dx = c->dx, .dprev = dbefore->att_shift,
                 .dmu = {G->mix_k, G->mix_v, G->mix_r, G->mix_g}},
-        .r = {.x = t->xr, .w = p->receptance, .y = a->r, .dy = t->dr, .dx = t->xr, .dw = G->receptance},
-        .k = {.x = t->xk, .w = p->key, .y = a->k, .dy = t->dk, .dx = t->xk, .dw = G->key},
-        .v = {.x = t->xv, .w = p->value, .y = a->v, .dy = t->dv, .dx = t->xv, .dw = G->value},
-        .g = {.x = t->xg, .w = p->gate, .y = a->g, .dy = t->o, .dx = t->xg, .dw = G->gate},
+        .r = {.fresh = c->fresh, .x = t->xr, .w = p->receptance, .y = a->r, .dy = t->dr, .dx = t->xr, .dw = G->receptance},
+        .k = {.fresh = c->fresh, .x = t->xk, .w = p->key, .y = a->k, .dy = t->dk, .dx = t->xk, .dw = G->key},
+        .v = {.fresh = c->fresh, .x = t->xv, .w = p->value, .y = a->v, .dy = t->dv, .dx = t->xv, .dw = G->value},
+        .g = {.fresh = c->fresh, .x = t->xg, .w = p->gate, .y = a->g, .dy = t->o, .dx = t->xg, .dw = G->gate},
         .wkv = {.r = a->r, .k = a->k, .v = a->v, .w = p->decay, .u = p->faaaa, .s0 = before->wkv, .sT = after->wkv, .y = t->y,
                 .ckpt = t->ckpt, .dy = t->dy, .dsT = dafter->wkv, .dr = t->dr, .dk = t->dk, .dv = t->dv, .dw = G->decay,
                 .du = G->faaaa, .sums = t->sums, .ds0 = dbefore->wkv},
         .gate = {.y = t->y, .w = p->ln_x_w, .b = p->ln_x_b, .g = a->g, .o = t->o, .do_ = t->o, .dy = t->dy, .dg = t->o,
                  .dw = G->ln_x_w, .db = G->ln_x_b, .eps = 1e-5 * c->dims.divisor * c->dims.divisor},
-        .out = {.x = t->o, .w = p->output, .y = c->y, .dy = c->dy, .dx = t->o, .dw = G->output},
+        .out = {.fresh = c->fresh, .x = t->o, .w = p->output, .y = c->y, .dy = c->dy, .dx = t->o, .dw = G->output},
     };
 }
 

@@ -43,10 +43,10 @@ static Ops wire(const RkCall *c, int keep) {
         .mix = {.n = 2, .keep = keep, .x = c->x, .prev = before->ffn_shift, .last = after->ffn_shift, .mu = {p->mix_k, p->mix_r},
                 .y = {t->xk, t->xr}, .dy = {t->xk, t->xr}, .dlast = dafter->ffn_shift, .dx = c->dx, .dprev = dbefore->ffn_shift,
                 .dmu = {g->mix_k, g->mix_r}},
-        .key = {.x = t->xk, .w = p->key, .y = a->k, .dy = t->h, .dx = t->xk, .dw = g->key},
+        .key = {.fresh = c->fresh, .x = t->xk, .w = p->key, .y = a->k, .dy = t->h, .dx = t->xk, .dw = g->key},
         .act = {.x = a->k, .y = t->h, .dy = t->h, .dx = t->h},
-        .value = {.x = t->h, .w = p->value, .y = a->v, .dy = t->dv, .dx = t->h, .dw = g->value},
-        .receptance = {.x = t->xr, .w = p->receptance, .y = a->r, .dy = t->dr, .dx = t->xr, .dw = g->receptance},
+        .value = {.fresh = c->fresh, .x = t->h, .w = p->value, .y = a->v, .dy = t->dv, .dx = t->h, .dw = g->value},
+        .receptance = {.fresh = c->fresh, .x = t->xr, .w = p->receptance, .y = a->r, .dy = t->dr, .dx = t->xr, .dw = g->receptance},
         .gate = {.q = a->r, .v = a->v, .y = c->y, .dy = c->dy, .dq = t->dr, .dv = t->dv},
     };
 }

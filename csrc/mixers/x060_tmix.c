@@ -83,10 +83,10 @@ static Ops wire(const RkCall *c) {
                 .y = {t->xw, t->xk, t->xv, t->xr, t->xg}, .mixed = t->o, .dy = {t->xw, t->xk, t->xv, t->xr, t->xg},
                 .dlast = dafter->att_shift, .dh = t->dhm, .e = t->dy, .dx = c->dx, .dprev = dbefore->att_shift,
                 .dmu_x = G->maa_x, .dmu = {G->maa_w, G->maa_k, G->maa_v, G->maa_r, G->maa_g}, .dm1 = G->maa_w1, .dm2 = G->maa_w2},
-        .r = {.x = t->xr, .w = p->receptance, .y = a->r, .dy = t->dr, .dx = t->xr, .dw = G->receptance},
-        .k = {.x = t->xk, .w = p->key, .y = a->k, .dy = t->dk, .dx = t->xk, .dw = G->key},
-        .v = {.x = t->xv, .w = p->value, .y = a->v, .dy = t->dv, .dx = t->xv, .dw = G->value},
-        .g = {.x = t->xg, .w = p->gate, .y = a->g, .dy = t->o, .dx = t->xg, .dw = G->gate},
+        .r = {.fresh = c->fresh, .x = t->xr, .w = p->receptance, .y = a->r, .dy = t->dr, .dx = t->xr, .dw = G->receptance},
+        .k = {.fresh = c->fresh, .x = t->xk, .w = p->key, .y = a->k, .dy = t->dk, .dx = t->xk, .dw = G->key},
+        .v = {.fresh = c->fresh, .x = t->xv, .w = p->value, .y = a->v, .dy = t->dv, .dx = t->xv, .dw = G->value},
+        .g = {.fresh = c->fresh, .x = t->xg, .w = p->gate, .y = a->g, .dy = t->o, .dx = t->xg, .dw = G->gate},
         .w = {.act = RK_ACT_TANH, .x = t->xw, .m1 = p->decay_w1, .m2 = p->decay_w2, .bias = p->decay, .h = a->hw, .y = t->w,
               .dy = t->dw, .dh = t->dhw, .dx = t->xw, .dm1 = G->decay_w1, .dm2 = G->decay_w2, .dbias = G->decay},
         .wkv = {.r = a->r, .k = a->k, .v = a->v, .w = t->w, .u = p->faaaa, .s0 = before->wkv, .sT = after->wkv, .y = t->y,
@@ -94,7 +94,7 @@ static Ops wire(const RkCall *c) {
                 .du = G->faaaa, .sums = t->sums, .ds0 = dbefore->wkv},
         .gate = {.y = t->y, .w = p->ln_x_w, .b = p->ln_x_b, .g = a->g, .o = t->o, .do_ = t->o, .dy = t->dy, .dg = t->o,
                  .dw = G->ln_x_w, .db = G->ln_x_b, .eps = 1e-5 * c->dims.divisor * c->dims.divisor},
-        .out = {.x = t->o, .w = p->output, .y = c->y, .dy = c->dy, .dx = t->o, .dw = G->output},
+        .out = {.fresh = c->fresh, .x = t->o, .w = p->output, .y = c->y, .dy = c->dy, .dx = t->o, .dw = G->output},
     };
 }
 

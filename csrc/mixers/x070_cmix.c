@@ -40,9 +40,9 @@ static Ops wire(const RkCall *c) {
     return (Ops){
         .mix = {.n = 1, .x = c->x, .prev = before->ffn_shift, .last = after->ffn_shift, .mu = {p->x_k}, .y = {t->xk},
                 .dy = {t->xk}, .dlast = dafter->ffn_shift, .dx = c->dx, .dprev = dbefore->ffn_shift, .dmu = {g->x_k}},
-        .key = {.x = t->xk, .w = p->key, .y = a->k, .dy = t->h, .dx = t->xk, .dw = g->key},
+        .key = {.fresh = c->fresh, .x = t->xk, .w = p->key, .y = a->k, .dy = t->h, .dx = t->xk, .dw = g->key},
         .act = {.x = a->k, .y = t->h, .dy = t->h, .dx = t->h},
-        .value = {.x = t->h, .w = p->value, .y = c->y, .dy = c->dy, .dx = t->h, .dw = g->value},
+        .value = {.fresh = c->fresh, .x = t->h, .w = p->value, .y = c->y, .dy = c->dy, .dx = t->h, .dw = g->value},
     };
 }
 

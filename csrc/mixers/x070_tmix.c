@@ -121,9 +121,9 @@ static Ops wire(const RkCall *c) {
                 .mu = {p->x_r, p->x_w, p->x_k, p->x_v, p->x_a, p->x_g}, .y = {t->xr, t->xw, t->xk, t->xv, t->xa, t->xg},
                 .dy = {t->xr, t->xw, t->xk, t->xv, t->xa, t->xg}, .dlast = dafter->att_shift, .dx = c->dx,
                 .dprev = dbefore->att_shift, .dmu = {G->x_r, G->x_w, G->x_k, G->x_v, G->x_a, G->x_g}},
-        .r = {.x = t->xr, .w = p->receptance, .y = a->r, .dy = t->dr, .dx = t->xr, .dw = G->receptance},
-        .k = {.x = t->xk, .w = p->key, .y = a->k0, .dy = t->dk, .dx = t->xk, .dw = G->key},
-        .v = {.x = t->xv, .w = p->value, .y = v0, .dy = t->dv, .dx = t->xv, .dw = G->value},
+        .r = {.fresh = c->fresh, .x = t->xr, .w = p->receptance, .y = a->r, .dy = t->dr, .dx = t->xr, .dw = G->receptance},
+        .k = {.fresh = c->fresh, .x = t->xk, .w = p->key, .y = a->k0, .dy = t->dk, .dx = t->xk, .dw = G->key},
+        .v = {.fresh = c->fresh, .x = t->xv, .w = p->value, .y = v0, .dy = t->dv, .dx = t->xv, .dw = G->value},
         .w = {.act = RK_ACT_TANH, .x = t->xw, .m1 = p->w1, .m2 = p->w2, .bias = p->w0, .h = a->hw, .y = t->s,
               .dy = t->ds, .dh = t->dhw, .dx = t->xw, .dm1 = G->w1, .dm2 = G->w2, .dbias = G->w0},
         .a = {.act = RK_ACT_NONE, .x = t->xa, .m1 = p->a1, .m2 = p->a2, .bias = p->a0, .h = a->ha, .y = t->a,
@@ -143,7 +143,7 @@ static Ops wire(const RkCall *c) {
         .gate = {.y = t->y, .r = a->r, .k = t->k, .v = v, .r_k = p->r_k, .w = p->ln_x_w, .b = p->ln_x_b, .g = t->g,
                  .o = t->o, .do_ = t->o, .dy = t->dy, .dr = t->dr, .dk = t->dk, .dv = t->dv, .dg = t->o,
                  .dr_k = G->r_k, .dw = G->ln_x_w, .db = G->ln_x_b, .eps = LN_X_EPS},
-        .out = {.x = t->o, .w = p->output, .y = c->y, .dy = c->dy, .dx = t->o, .dw = G->output},
+        .out = {.fresh = c->fresh, .x = t->o, .w = p->output, .y = c->y, .dy = c->dy, .dx = t->o, .dw = G->output},
     };
 }
 

@@ -28,7 +28,7 @@ RkCall rk_block_call(RkModel *m, int layer, int channel_mix, const RkState *befo
     RkDims dims = rk_config_dims(&m->cfg, layer, w->size.B, w->size.T);
     dims.P = before->past;
     return (RkCall){.be = m->be, .dims = dims, .layer = layer,
-                    .training = w->size.training, .par = w->par, .grad = w->grad,
+                    .training = w->size.training, .fresh = m->fresh, .par = w->par, .grad = w->grad,
                     .act = w->block[layer].act[channel_mix], .tmp = w->block[layer].tmp[channel_mix],
                     .state = state, .state_out = state_out, .dstate = absent, .dstate_out = absent,
                     .x = w->xn, .y = w->y, .carry = &w->carry};
@@ -141,6 +141,7 @@ static int embed_backward(RkModel *m, const int32_t *ids) {
         norm.dx = w->dx;
         RK_TRY(m->be->layernorm_bwd(&norm));
     }
+    for (size_t i = 0, n = rk_rows(w->dx); i < n; i++) m->used[ids[i]] = 1;
     RkEmbed e = {.ids = ids, .dy = w->dx, .dw = m->man.param[m->man.emb].grad};
     return m->be->embed_bwd(&e);
 }
@@ -170,6 +171,7 @@ int rk_model_forward_backward(RkModel *m, RkBackward *b) {
     RK_TRY(rk_blocks_forward(m, b->f.before, b->f.after));
     RK_TRY(rk_head_loss(m, &b->f, b->scale, b->l2, 1));
     RK_TRY(rk_blocks_backward(m, b, b->f.before));
+    m->fresh = 0;
     if (b->initial && b->dbefore) rk_state_grad_to_params(b->dbefore, &m->man);
     return embed_backward(m, b->f.ids);
 }

@@ -14,7 +14,8 @@ int rk_head_loss(RkModel *m, RkForward *f, double scale, double l2, int grad) {
     for (size_t first = 0; first < R; first += piece) {
         size_t n = R - first < piece ? R - first : piece;
         RkTensor logits = rk_slice_rows(w->logits, 0, n), xn = rk_slice_rows(w->xn, first, n);
-        RkLinear product = {.x = xn, .w = head->value, .y = logits, .dy = logits, .dw = head->grad};
+        RkLinear product = {.x = xn, .w = head->value, .y = logits, .dy = logits, .dw = head->grad,
+                            .fresh = m->fresh && !first};
         if (grad) product.dx = rk_slice_rows(w->dxn, first, n);
         RK_TRY(be->linear_fwd(&product));
         RkXent xent = {.logits = logits, .targets = f->targets + first, .grad = grad, .scale = scale, .l2 = l2,

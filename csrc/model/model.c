@@ -1,5 +1,6 @@
 #include "model/model.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 #include "base/parallel.h"
@@ -53,6 +54,7 @@ int rk_model_create_over(RkModel *m, const RkConfig *cfg, const RkBackend *be, c
 void rk_model_free(RkModel *m) {
     rk_pages_free(m->values, m->value_bytes);
     rk_pages_free(m->grads, m->grad_bytes);
+    free(m->used);
     rk_manifest_free(&m->man);
     rk_work_free(&m->work);
 }
@@ -60,8 +62,13 @@ void rk_model_free(RkModel *m) {
 int rk_model_need_grads(RkModel *m) {
     if (m->grads) return RK_OK;
     RK_CHECK(m->values, "the weights of this model are held for inference; load it with precision='fp32' to train it");
-    m->grads = rk_pages_alloc(m->value_bytes);
-    if (!m->grads) return rk_fail(RK_ENOMEM, "no memory for the gradients: %zu MiB", m->value_bytes >> 20);
+    m->used = calloc((size_t)m->cfg.V, sizeof *m->used);
+    m->grads = m->used ? rk_pages_alloc(m->value_bytes) : NULL;
+    if (!m->grads) {
+        free(m->used);
+        m->used = NULL;
+        return rk_fail(RK_ENOMEM, "no memory for the gradients: %zu MiB", m->value_bytes >> 20);
+    }
     m->grad_bytes = m->value_bytes;
     RkArena a = {m->grads, 0, m->grad_bytes};
     rk_manifest_place(&m->man, &a, 1);
@@ -77,10 +84,37 @@ static void zero_block(void *ctx, size_t task) {
     memset(z->p + at, 0, n);
 }
 
-void rk_model_zero_grads(RkModel *m) {
-    Zero z = {m->grads, m->grad_bytes};
-    if (m->grads) rk_parallel((z.bytes + ZERO_BLOCK - 1) / ZERO_BLOCK, zero_block, &z);
+static void zero(RkTensor t) {
+    Zero z = {t.p, rk_numel(t) * rk_dtype_size(t.dtype)};
+    rk_parallel((z.bytes + ZERO_BLOCK - 1) / ZERO_BLOCK, zero_block, &z);
 }
+
+enum { ZERO_ROWS = 64 };
+
+static void zero_used_rows(void *ctx, size_t task) {
+    RkModel *m = ctx;
+    RkTensor grad = m->man.param[m->man.emb].grad;
+    size_t V = (size_t)m->cfg.V, first = task * ZERO_ROWS, end = first + ZERO_ROWS < V ? first + ZERO_ROWS : V;
+    size_t row = (size_t)rk_cols(grad) * rk_dtype_size(grad.dtype);
+    for (size_t id = first; id < end; id++) {
+        if (m->used[id]) memset((char *)grad.p + id * row, 0, row);
+        m->used[id] = 0;
+    }
+}
+
+static void zero_grads(RkModel *m, int but_matrices) {
+    if (!m->grads) return;
+    const RkParam *p = m->man.param;
+    for (int i = 0; i < m->man.n; i++)
+        if (!(but_matrices && (p[i].flags & P_MATRIX)) && (i != m->man.emb || m->grads_shared)) zero(p[i].grad);
+    if (!m->grads_shared) rk_parallel(((size_t)m->cfg.V + ZERO_ROWS - 1) / ZERO_ROWS, zero_used_rows, m);
+    m->fresh = but_matrices;
+}
+
+void rk_model_zero_grads(RkModel *m) { zero_grads(m, 0); }
+void rk_model_restart_grads(RkModel *m) { zero_grads(m, 1); }
+void rk_model_share_grads(RkModel *m) { m->grads_shared = 1; }
+const int32_t *rk_model_used_tokens(const RkModel *m) { return m->grads_shared ? NULL : m->used; }
 
 int rk_model_prepare(RkModel *m, RkWorkSize size) {
     return rk_work_prepare(&m->work, &m->cfg, &m->man, m->be->dtype, size);

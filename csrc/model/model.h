@@ -14,6 +14,9 @@ typedef struct RkModel {
     RkManifest man;
     void *values, *grads; /* one allocation each; grads is NULL until needed, values where the weights lie elsewhere */
     size_t value_bytes, grad_bytes;
+    int32_t *used;    /* (V), with the gradients: 0 where a token's embedding certainly has no gradient */
+    int grads_shared; /* others may write the gradients: `used` says nothing */
+    int fresh;        /* the next backward writes the gradients of P_MATRIX instead of adding to them */
     RkWork work;
 } RkModel;
 
@@ -25,6 +28,12 @@ int rk_model_create_over(RkModel *m, const RkConfig *cfg, const RkBackend *be, c
 void rk_model_free(RkModel *m);
 int rk_model_need_grads(RkModel *m); /* allocates them as zeros the first time */
 void rk_model_zero_grads(RkModel *m);
+
+/* The same for a caller that goes on to rk_model_forward_backward: what that writes is not stored as zeros first. */
+void rk_model_restart_grads(RkModel *m);
+
+void rk_model_share_grads(RkModel *m);
+const int32_t *rk_model_used_tokens(const RkModel *m); /* `used`, or NULL when any embedding may have a gradient */
 
 /* Lays out and allocates the memory of calls of this size; reuses what is there when it is large enough. */
 int rk_model_prepare(RkModel *m, RkWorkSize size);

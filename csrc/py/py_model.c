@@ -195,6 +195,7 @@ static PyObject *model_gradients(PyObject *op, PyObject *unused) {
     int rc;
     RK_LOCKED(self, rc = rk_model_need_grads(&self->model));
     if (rc) return rk_py_raise(rk_py_state_of(Py_TYPE(op)), rc);
+    RK_LOCKED(self, rk_model_share_grads(&self->model));
     return rk_py_named(self, pick_grad, &self->model.man, op);
 }
 

@@ -87,6 +87,7 @@ static RkTensor pick(void *ctx, int i) { return ((RkTensor *)ctx)[i]; }
 static PyObject *trainer_moments(PyObject *op, PyObject *unused) {
     (void)unused;
     PyTrainer *self = (PyTrainer *)op;
+    RK_LOCKED(self->model, rk_trainer_share_moments(&self->trainer));
     PyObject *m = rk_py_named(self->model, pick, self->trainer.m, op);
     PyObject *v = m ? rk_py_named(self->model, pick, self->trainer.v, op) : NULL;
     if (v) return Py_BuildValue("(NN)", m, v);

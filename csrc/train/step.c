@@ -8,18 +8,16 @@
 
 static void place(RkTrainer *t, RkArena *a, const unsigned char *frozen) {
     RkManifest *man = &t->model->man;
-    size_t longest = 1;
-    for (int i = 0; i < man->n; i++) {
-        RkTensor p = man->param[i].value;
-        if (rk_numel(p) > longest) longest = rk_numel(p);
-        if (frozen && frozen[i]) continue;
-        t->m[i] = rk_arena_take(a, p.dtype, p.d);
-        t->v[i] = rk_arena_take(a, p.dtype, p.d);
-    }
+    RkTensor *moment[2] = {t->m, t->v};
+    for (int k = 0; k < 2; k++) /* all of a kind in the order of the parameters, so that neighbours make one range */
+        for (int i = 0; i < man->n; i++) {
+            RkTensor p = man->param[i].value;
+            if (!(frozen && frozen[i])) moment[k][i] = rk_arena_take(a, p.dtype, p.d);
+        }
     t->moment_bytes = a->used;
-    int32_t blocks[4] = {(int32_t)((longest + RK_SUMSQ_BLOCK - 1) / RK_SUMSQ_BLOCK)}, n[4] = {man->n};
+    size_t longest = t->model->value_bytes / rk_dtype_size(t->model->be->dtype);
+    int32_t blocks[4] = {(int32_t)(longest / RK_SUMSQ_BLOCK + 1)};
     t->partial = rk_arena_take(a, RK_F64, blocks);
-    t->norms = rk_arena_take(a, RK_F64, n);
 }
 
 int rk_trainer_create(RkTrainer *t, RkModel *model, const unsigned char *frozen) {
@@ -28,7 +26,9 @@ int rk_trainer_create(RkTrainer *t, RkModel *model, const unsigned char *frozen)
     t->m = calloc(n, sizeof *t->m);
     t->v = calloc(n, sizeof *t->v);
     t->rule = calloc(n, sizeof *t->rule);
-    if (!t->m || !t->v || !t->rule) return rk_trainer_free(t), rk_fail(RK_ENOMEM, "no memory for the list of moments");
+    t->rows = calloc((size_t)model->cfg.V, sizeof *t->rows);
+    if (!t->m || !t->v || !t->rule || !t->rows)
+        return rk_trainer_free(t), rk_fail(RK_ENOMEM, "no memory for the list of moments");
     for (size_t i = 0; i < n; i++) {
         unsigned flags = model->man.param[i].flags;
         t->rule[i] = (RkUpdateRule){flags & P_LR2X ? 2 : 1, flags & P_DECAY ? -1 : 0};
@@ -54,7 +54,13 @@ void rk_trainer_free(RkTrainer *t) {
     free(t->m);
     free(t->v);
     free(t->rule);
+    free(t->rows);
     *t = (RkTrainer){0};
+}
+
+void rk_trainer_share_moments(RkTrainer *t) {
+    for (int id = 0; id < t->model->cfg.V; id++)
+        if (t->rows[id] == RK_ROW_ASLEEP) t->rows[id] = RK_ROW_IDLE;
 }
 
 int rk_trainer_prepare(RkTrainer *t, RkWorkSize size) {
@@ -88,47 +94,107 @@ static int accumulate(RkTrainer *t, RkStep *s, int64_t counted) {
     return RK_OK;
 }
 
-static int sumsq(RkTrainer *t, RkTensor x, double *out) {
-    RkSumsq op = {.x = x, .partial = t->partial, .out = {out, RK_F64, {1}}};
+/* Parameters [first, end) that are updated alike and lie one after another: one range for the optimizer, which a hundred
+ * small tensors by themselves would keep waiting. Between them are only zeros. */
+typedef struct Range { int first, end; RkTensor value, grad, m, v; const int32_t *used; } Range;
+enum { RANGE_MAX = 1 << 30 /* elements: a dimension is 32 bits */ };
+
+static int is_frozen(const RkStep *s, int i) { return s->frozen && s->frozen[i]; }
+
+static size_t distance(RkTensor a, RkTensor b) { return (size_t)((char *)b.p - (char *)a.p) / rk_dtype_size(a.dtype); }
+
+/* Whether parameter i may follow those from `first` on, as the last of n elements. */
+static int joins(const RkTrainer *t, const RkStep *s, int first, int i, size_t n) {
+    const RkParam *p = t->model->man.param;
+    const RkUpdateRule *a = &t->rule[first], *b = &t->rule[i];
+    int emb = t->model->man.emb;
+    if (first == emb || i == emb || n > RANGE_MAX || is_frozen(s, first) != is_frozen(s, i)) return 0;
+    if (a->lr_scale != b->lr_scale || a->decay != b->decay || !t->m[first].p != !t->m[i].p) return 0;
+    size_t at = distance(p[first].value, p[i].value);
+    return distance(p[first].grad, p[i].grad) == at &&
+           (!t->m[i].p || (distance(t->m[first], t->m[i]) == at && distance(t->v[first], t->v[i]) == at));
+}
+
+static Range range_at(const RkTrainer *t, const RkStep *s, int first) {
+    const RkManifest *man = &t->model->man;
+    const RkParam *p = man->param;
+    Range r = {first, first + 1, p[first].value, p[first].grad, t->m[first], t->v[first], NULL};
+    if (first == man->emb) {
+        r.used = rk_model_used_tokens(t->model);
+        return r;
+    }
+    size_t n = rk_numel(r.value);
+    for (int i = first + 1; i < man->n; i = r.end) {
+        size_t longer = distance(p[first].value, p[i].value) + rk_numel(p[i].value);
+        if (!joins(t, s, first, i, longer)) break;
+        n = longer;
+        r.end = i + 1;
+    }
+    RkTensor *const all[] = {&r.value, &r.grad, &r.m, &r.v};
+    for (int k = 0; k < 4; k++) *all[k] = (RkTensor){all[k]->p, all[k]->dtype, {(int32_t)n}};
+    return r;
+}
+
+static int sumsq(RkTrainer *t, RkTensor x, const int32_t *rows, double *out) {
+    RkSumsq op = {.x = x, .rows = rows, .partial = t->partial, .out = {out, RK_F64, {1}}};
     return t->model->be->sumsq_fwd(&op);
 }
 
-/* Fills t->norms with every gradient's sum of squares; names the first that is not finite, a parameter before its
- * gradients: a damaged weight explains every bad gradient after it. */
-static int inspect(RkTrainer *t, RkStep *s) {
+/* Names the first tensor that is not finite, a parameter before its gradients: a damaged weight explains every bad
+ * gradient after it. */
+static int name_bad(RkTrainer *t, RkStep *s) {
     RkManifest *man = &t->model->man;
-    double total = 0, *norm = t->norms.p;
-    for (int i = 0; i < man->n; i++) {
-        RK_TRY(sumsq(t, man->param[i].grad, &norm[i]));
-        if (!(s->frozen && s->frozen[i])) total += norm[i];
-    }
-    s->grad_norm = sqrt(total);
-    s->bad = NULL;
-    if (isfinite(total) && isfinite(s->loss)) return RK_OK;
-    for (int i = 0; i < man->n && !s->bad; i++) {
-        double value;
-        RK_TRY(sumsq(t, man->param[i].value, &value));
-        if (!isfinite(value)) s->bad = man->param[i].name;
-    }
-    for (int i = 0; i < man->n && !s->bad; i++)
-        if (!isfinite(norm[i])) s->bad = man->param[i].name;
-    if (!s->bad) s->bad = "loss";
+    for (int k = 0; k < 2; k++)
+        for (int i = 0; i < man->n; i++) {
+            double value;
+            RK_TRY(sumsq(t, k ? man->param[i].grad : man->param[i].value, NULL, &value));
+            if (isfinite(value)) continue;
+            s->bad = man->param[i].name;
+            return RK_OK;
+        }
+    s->bad = "loss";
     return RK_OK;
 }
 
+static int inspect(RkTrainer *t, RkStep *s) {
+    double total = 0;
+    for (int i = 0; i < t->model->man.n;) {
+        Range r = range_at(t, s, i);
+        double value = 0;
+        if (!is_frozen(s, i)) RK_TRY(sumsq(t, r.grad, r.used, &value));
+        total += value;
+        i = r.end;
+    }
+    s->grad_norm = sqrt(total);
+    s->bad = NULL;
+    return isfinite(total) && isfinite(s->loss) ? RK_OK : name_bad(t, s);
+}
+
+/* What is known of the embeddings' rows, now that the gradients are complete. */
+static void look_at_rows(RkTrainer *t, const int32_t *used) {
+    for (int id = 0; id < t->model->cfg.V; id++) {
+        if (!used || used[id]) t->rows[id] = RK_ROW_LIVE;
+        else if (t->rows[id] == RK_ROW_LIVE) t->rows[id] = RK_ROW_IDLE;
+    }
+}
+
 static int update(RkTrainer *t, const RkStep *s) {
-    RkManifest *man = &t->model->man;
     double ratio = t->grad_clip > 0 ? (s->grad_norm + 1e-6) / t->grad_clip : 0;
     double gscale = ratio > 1 ? 1 / ratio : 1, n = (double)(t->steps + 1);
-    for (int i = 0; i < man->n; i++) {
-        const RkParam *p = &man->param[i];
+    Range r;
+    for (int i = 0; i < t->model->man.n; i = r.end) {
         const RkUpdateRule *rule = &t->rule[i];
-        if (s->frozen && s->frozen[i]) continue;
-        RK_CHECK(t->m[i].p, "%s has no moments: this trainer was made with it frozen", p->name);
-        RkAdamW op = {.p = p->value, .g = p->grad, .m = t->m[i], .v = t->v[i], .gscale = gscale,
+        r = range_at(t, s, i);
+        if (is_frozen(s, i)) continue;
+        RK_CHECK(r.m.p, "%s has no moments: this trainer was made with it frozen", t->model->man.param[i].name);
+        RkAdamW op = {.p = r.value, .g = r.grad, .m = r.m, .v = r.v, .gscale = gscale,
                       .lr = s->lr * rule->lr_scale, .beta1 = t->beta1, .beta2 = t->beta2, .eps = t->eps,
                       .wd = rule->decay < 0 ? s->weight_decay : rule->decay, .bias1 = 1 - pow(t->beta1, n),
                       .bias2 = 1 - pow(t->beta2, n)};
+        if (i == t->model->man.emb) {
+            look_at_rows(t, r.used);
+            op.rows = t->rows;
+        }
         RK_TRY(t->model->be->adamw_fwd(&op));
     }
     t->steps++;
@@ -154,7 +220,7 @@ int rk_train_step(RkTrainer *t, RkStep *s) {
     int64_t counted = 0;
     for (size_t i = 0, n = (size_t)s->B * (size_t)s->T; i < n; i++) counted += s->targets[i] != RK_IGNORE;
     RK_CHECK(counted > 0, "every target is %d: there is nothing to predict", RK_IGNORE);
-    rk_model_zero_grads(t->model);
+    rk_model_restart_grads(t->model);
     RK_TRY(accumulate(t, s, counted));
     return rk_train_apply(t, s);
 }

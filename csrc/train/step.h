@@ -21,13 +21,17 @@ typedef struct RkTrainer {
     size_t bytes, moment_bytes;
     RkTensor *m, *v;                     /* per parameter; without memory where it is frozen for good */
     RkUpdateRule *rule;                  /* per parameter; at first as the manifest's flags say */
-    RkTensor partial, norms;             /* float64: scratch of sumsq; one per parameter */
+    RkTensor partial;                    /* float64: scratch of sumsq */
+    int32_t *rows;                       /* (V): RK_ROW_* of each token's embedding */
     RkState before, dbefore;             /* of one micro-batch */
 } RkTrainer;
 
 /* frozen: per parameter, 1 = never updated, which needs no moments; NULL: none. */
 int rk_trainer_create(RkTrainer *t, RkModel *model, const unsigned char *frozen);
 void rk_trainer_free(RkTrainer *t);
+
+/* Before others see the moments: they may write them, so no embedding's are known to be zero any more. */
+void rk_trainer_share_moments(RkTrainer *t);
 
 /* Allocates what steps of this size need, so that no step allocates; only a last micro-batch of fewer rows makes its
  * states anew. */

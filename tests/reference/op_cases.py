@@ -128,15 +128,17 @@ def linear_cases(rng):
         for i, K in enumerate(WIDTHS)
         for B, T in [(1, 1), (1, 2), (1, 3), (2, 2), (1, 5), (2, 17)]
     ]
-    for B, T, K, M in sizes + [(2, 300, 130, 520), (1, 2, 260, 600), (1, 3, 600, 130)]:
+    for i, (B, T, K, M) in enumerate(sizes + [(2, 300, 130, 520), (1, 2, 260, 600), (1, 3, 600, 130)]):
+        fresh = i % 3 == 2
         yield Case(
             given=dict(x=draw(rng, B, T, K), w=draw(rng, M, K)),
+            integers=dict(fresh=int(fresh)),
             forward=forward,
             backward=backward,
             additions=B * T,
             cotangents=dict(dy=("y", draw(rng, B, T, M))),
             gradient_of=dict(dx="x", dw="w"),
-            added=dict(dw=1.0),
+            added={} if fresh else dict(dw=1.0),
             may_share=dict(bwd=[("dx", "x")]),
         )
 
@@ -603,13 +605,18 @@ def adamw_cases(rng):
             zip(("p_new", "m_new", "v_new"), ops.adamw(p["p"], p["g"], p["m"], p["v"], *(p[name] for name in names)))
         )
 
-    for i, n in enumerate(WIDTHS + [1000, 100003]):
-        given = dict(p=draw(rng, n), g=draw(rng, n), m=draw(rng, n, scale=0.1), v=draw(rng, n, scale=0.1) ** 2)
+    for i, shape in enumerate([(n,) for n in WIDTHS + [1000, 100003]] + [(9, 1), (40, 17), (70, 1300)]):
+        given = dict(p=draw(rng, *shape), g=draw(rng, *shape), m=draw(rng, *shape, scale=0.1))
+        given["v"] = draw(rng, *shape, scale=0.1) ** 2
+        rows = rng.integers(0, 3, shape[0])  # asleep, idle, live
         for name in ("g", "m", "v"):
             given[name][0] = 0  # a parameter without gradient, as unused ones have
+            if len(shape) == 2:
+                given[name][rows < (2 if name == "g" else 1)] = 0
         given["v"] = exact(given["v"])
         yield Case(
             given=given,
+            ids=dict(rows=rows) if len(shape) == 2 else {},
             forward=forward,
             in_place=dict(p_new="p", m_new="m", v_new="v"),
             settings=dict(
@@ -626,12 +633,17 @@ def adamw_cases(rng):
 
 
 def sumsq_cases(rng):
-    for n in WIDTHS + [1000, (1 << 17) + 5]:
+    for shape in [(n,) for n in WIDTHS + [1000, (1 << 17) + 5]] + [(300, 700), (5, 90000)]:
+        x, rows = draw(rng, *shape), np.zeros(shape[0], int)
+        if len(shape) == 2:
+            rows[[1, shape[0] - 2]] = 1
+            x[rows == 0] = 0
         yield Case(
-            given=dict(x=draw(rng, n)),
+            given=dict(x=x),
+            ids=dict(rows=rows) if len(shape) == 2 else {},
             forward=lambda p: dict(out=ops.sumsq(p["x"]).reshape(1)),
             doubles=("out", "partial"),
-            scratch=dict(partial=(-(-n // (1 << 16)),)),
+            scratch=dict(partial=(-(-x.size // (1 << 16)),)),
         )
 
 

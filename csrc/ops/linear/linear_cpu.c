@@ -49,7 +49,7 @@ int rk_cpu_linear_bwd(const RkLinear *o) {
         RK_TRY(rk_gemm(&(RkGemm){.M = M, .N = K, .K = R,
                                  .A = rk_f32(o->dy), .lda = M, .trans_a = 1,
                                  .B = rk_f32(o->x), .ldb = K,
-                                 .C = rk_f32(o->dw), .ldc = K, .accumulate = 1}));
+                                 .C = rk_f32(o->dw), .ldc = K, .accumulate = !o->fresh}));
     if (o->dx.p)
         RK_TRY(rk_gemm(&(RkGemm){.M = R, .N = K, .K = M,
                                  .A = rk_f32(o->dy), .lda = M,

@@ -16,9 +16,10 @@ static void linear_fwd_row(void *ctx, size_t r) {
 
 static void linear_dw_row(void *ctx, size_t m) {
     const LinearRef *s = ctx;
+    real *dw = P(s->o->dw) + m * s->K;
+    for (size_t k = 0; k < s->K && s->o->fresh; k++) dw[k] = 0;
     for (size_t r = 0; r < s->R; r++)
-        for (size_t k = 0; k < s->K; k++)
-            P(s->o->dw)[m * s->K + k] += P(s->o->dy)[r * s->M + m] * P(s->o->x)[r * s->K + k];
+        for (size_t k = 0; k < s->K; k++) dw[k] += P(s->o->dy)[r * s->M + m] * P(s->o->x)[r * s->K + k];
 }
 
 static void linear_dx_row(void *ctx, size_t r) {
