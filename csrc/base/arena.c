@@ -1,6 +1,8 @@
 #include "base/arena.h"
 
+#include <stdint.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 enum { ALIGN = 64, HUGE_PAGE = 2 << 20 };
 
@@ -20,6 +22,16 @@ void *rk_pages_alloc(size_t bytes) {
     if (bytes >= HUGE_PAGE) madvise(p, bytes, MADV_HUGEPAGE);
 #endif
     return p;
+}
+
+void rk_pages_sparse(void *p, size_t bytes) {
+#ifdef MADV_NOHUGEPAGE
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), first = ((uintptr_t)p + page - 1) & ~(page - 1);
+    uintptr_t end = ((uintptr_t)p + bytes) & ~(page - 1);
+    if (end > first) madvise((void *)first, end - first, MADV_NOHUGEPAGE);
+#else
+    (void)p, (void)bytes;
+#endif
 }
 
 void rk_pages_free(void *p, size_t bytes) {

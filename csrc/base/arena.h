@@ -16,6 +16,10 @@ RkTensor rk_arena_take(RkArena *a, int dtype, const int32_t d[4]);
 /* Page-aligned zeroed memory in huge pages where the system grants them: first touch of 4 KiB pages runs at
  * about 1 GB/s, of huge pages at 6. Returns NULL when the system refuses. */
 void *rk_pages_alloc(size_t bytes);
+
+/* For a part of such memory of which little may ever be written: it is granted in small pages, so that what stays zero stays
+ * unallocated. Before anything is written there. */
+void rk_pages_sparse(void *p, size_t bytes);
 void rk_pages_free(void *p, size_t bytes);
 
 #endif

@@ -59,6 +59,8 @@ void rk_model_free(RkModel *m) {
     rk_work_free(&m->work);
 }
 
+size_t rk_embedding_bytes(const RkModel *m) { return (size_t)m->cfg.V * (size_t)m->cfg.C * rk_dtype_size(m->be->dtype); }
+
 int rk_model_need_grads(RkModel *m) {
     if (m->grads) return RK_OK;
     RK_CHECK(m->values, "the weights of this model are held for inference; load it with precision='fp32' to train it");
@@ -72,6 +74,7 @@ int rk_model_need_grads(RkModel *m) {
     m->grad_bytes = m->value_bytes;
     RkArena a = {m->grads, 0, m->grad_bytes};
     rk_manifest_place(&m->man, &a, 1);
+    rk_pages_sparse(m->man.param[m->man.emb].grad.p, rk_embedding_bytes(m));
     return RK_OK;
 }
 

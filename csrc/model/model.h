@@ -27,11 +27,13 @@ int rk_model_create_over(RkModel *m, const RkConfig *cfg, const RkBackend *be, c
 
 void rk_model_free(RkModel *m);
 int rk_model_need_grads(RkModel *m); /* allocates them as zeros the first time */
+size_t rk_embedding_bytes(const RkModel *m);
 void rk_model_zero_grads(RkModel *m);
 
 /* The same for a caller that goes on to rk_model_forward_backward: what that writes is not stored as zeros first. */
 void rk_model_restart_grads(RkModel *m);
 
+/* Before others see the gradients: they may write them from then on. */
 void rk_model_share_grads(RkModel *m);
 const int32_t *rk_model_used_tokens(const RkModel *m); /* `used`, or NULL when any embedding may have a gradient */
 

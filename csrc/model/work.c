@@ -81,7 +81,7 @@ static void layout(Layout *o, const RkManifest *man, RkWork *w) {
     w->stats_out = take_stats(o);
     w->xn = take_rows(o);
     w->y = take_rows(o);
-    if (training) w->dx = take_rows(o), w->dxn = take_rows(o);
+    if (training) w->dx = take_rows(o), w->dxn = w->y; /* no forward of a half meets its own backward */
     take_carry(o, man, &w->carry);
     w->last = take(o, o->dtype, B, o->cfg->C, 0);
     w->loss = take(o, RK_F64, R, 0, 0);

@@ -15,7 +15,7 @@ static void place(RkTrainer *t, RkArena *a, const unsigned char *frozen) {
             if (!(frozen && frozen[i])) moment[k][i] = rk_arena_take(a, p.dtype, p.d);
         }
     t->moment_bytes = a->used;
-    size_t longest = t->model->value_bytes / rk_dtype_size(t->model->be->dtype);
+    size_t longest = rk_manifest_numel(man) + (size_t)man->n * 16; /* with what lies between two tensors */
     int32_t blocks[4] = {(int32_t)(longest / RK_SUMSQ_BLOCK + 1)};
     t->partial = rk_arena_take(a, RK_F64, blocks);
 }
@@ -40,6 +40,9 @@ int rk_trainer_create(RkTrainer *t, RkModel *model, const unsigned char *frozen)
     if (!t->memory) return rk_trainer_free(t), rk_fail(RK_ENOMEM, "no memory for the moments: %zu MiB", a.used >> 20);
     a = (RkArena){t->memory, 0, t->bytes};
     place(t, &a, frozen);
+    RkTensor emb[2] = {t->m[model->man.emb], t->v[model->man.emb]};
+    for (int k = 0; k < 2; k++)
+        if (emb[k].p) rk_pages_sparse(emb[k].p, rk_embedding_bytes(model));
     return rk_model_need_grads(model);
 }
 
