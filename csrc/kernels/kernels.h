@@ -9,7 +9,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { RK_COLUMN_STEP = 16, RK_COLUMNS_MAX = 256 /* of one call that owns columns */, RK_FEW_ROWS = 4 };
+enum { RK_COLUMN_STEP = 16, RK_COLUMNS_MAX = 256 /* of one call that owns columns */, RK_FEW_ROWS = 16 };
 
 typedef struct RkValueResidualRows {
     const float *v0, *v_first, *nu, *dv; /* (n) */
@@ -33,9 +33,10 @@ typedef struct RkRowsTimesTransposed {
     const void *xq; /* quantised w: x as quantise_rows leaves it, R rows of rk_quantised_row_bytes(K), 64-byte aligned */
 } RkRowsTimesTransposed;
 
-/* A row of x beside quantised weights: a byte per element, K rounded up to whole vectors, and two floats per block. */
+/* A row of x beside quantised weights: a byte per element, K rounded up to whole vectors, two floats per block and one
+ * per lane of four bytes. */
 static inline size_t rk_quantised_columns(size_t K) { return (K + 127) / 128 * 128; }
-static inline size_t rk_quantised_row_bytes(size_t K) { return (rk_quantised_columns(K) / 4 * 5 + 63) / 64 * 64; }
+static inline size_t rk_quantised_row_bytes(size_t K) { return (rk_quantised_columns(K) / 4 * 9 + 63) / 64 * 64; }
 
 /* y (R,M) = bias + x (R,K) m, m (K,M) float32, bf16 or f16; bias (M) or NULL. */
 typedef struct RkRowsTimesMatrix {
@@ -43,8 +44,8 @@ typedef struct RkRowsTimesMatrix {
     const void *m;
     const float *bias;
     float *y;
-    size_t R, K, M;
-    int dtype; /* of m */
+    size_t R, K, M, ldx; /* ldx: from one row of x to the next */
+    int dtype;           /* of m */
 } RkRowsTimesMatrix;
 
 typedef struct RkShiftLerpRow {

@@ -97,7 +97,7 @@ SIMD void sums_tile(const RkRowsTimesMatrix *a, size_t k0, size_t j, size_t n, s
         for (int u = 0; u < vectors; u++) {
             Vec weight = weights_load_part(dtype, m + (size_t)u * RK_LANES * bytes, n - (size_t)u * RK_LANES);
             for (int r = 0; r < rows; r++)
-                sum[u * rows + r] = vec_fma(weight, vec_set(a->x[(r0 + (size_t)r) * K + k]), sum[u * rows + r]);
+                sum[u * rows + r] = vec_fma(weight, vec_set(a->x[(r0 + (size_t)r) * a->ldx + k]), sum[u * rows + r]);
         }
     }
     for (int u = 0; u < vectors; u++)

@@ -57,9 +57,8 @@ static Ops wire(const RkCall *c) {
 static int fwd(const RkCall *c) {
     const RkBackend *be = c->be;
     Ops o = wire(c);
-    RK_TRY(be->linear_fwd(&o.q));
-    RK_TRY(be->linear_fwd(&o.k));
-    RK_TRY(be->linear_fwd(&o.v));
+    RkProducts products = {.linear = {&o.q, &o.k, &o.v}};
+    RK_TRY(rk_products_fwd(be, &products));
     if (c->dims.rope) {
         RK_TRY(be->rope_fwd(&o.turn_q));
         RK_TRY(be->rope_fwd(&o.turn_k));

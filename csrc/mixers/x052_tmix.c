@@ -88,10 +88,8 @@ static int fwd(const RkCall *c) {
     const RkBackend *be = c->be;
     Ops o = wire(c);
     RK_TRY(be->shift_lerp_fwd(&o.mix));
-    RK_TRY(be->linear_fwd(&o.r));
-    RK_TRY(be->linear_fwd(&o.k));
-    RK_TRY(be->linear_fwd(&o.v));
-    RK_TRY(be->linear_fwd(&o.g));
+    RkProducts products = {.linear = {&o.r, &o.k, &o.v, &o.g}};
+    RK_TRY(rk_products_fwd(be, &products));
     RkWkv6 read_out = o.wkv; /* the backward runs it again and saves what it needs then */
     read_out.ckpt.p = NULL;
     RK_TRY(be->wkv5_fwd(&read_out));

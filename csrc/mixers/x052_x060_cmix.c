@@ -54,8 +54,8 @@ static Ops wire(const RkCall *c, int keep) {
 static int fwd(const RkCall *c, int keep) {
     Ops o = wire(c, keep);
     RK_TRY(c->be->shift_lerp_fwd(&o.mix));
-    RK_TRY(c->be->linear_fwd(&o.receptance));
-    RK_TRY(c->be->linear_fwd(&o.key));
+    RkProducts products = {.linear = {&o.receptance, &o.key}};
+    RK_TRY(rk_products_fwd(c->be, &products));
     RK_TRY(c->be->relu2_fwd(&o.act));
     RK_TRY(c->be->linear_fwd(&o.value));
     return c->be->sigmoid_gate_fwd(&o.gate);

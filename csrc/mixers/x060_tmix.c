@@ -102,11 +102,8 @@ static int fwd(const RkCall *c) {
     const RkBackend *be = c->be;
     Ops o = wire(c);
     RK_TRY(be->ddlerp_fwd(&o.mix));
-    RK_TRY(be->lowrank_fwd(&o.w));
-    RK_TRY(be->linear_fwd(&o.r));
-    RK_TRY(be->linear_fwd(&o.k));
-    RK_TRY(be->linear_fwd(&o.v));
-    RK_TRY(be->linear_fwd(&o.g));
+    RkProducts products = {.linear = {&o.r, &o.k, &o.v, &o.g}, .lowrank = {&o.w}};
+    RK_TRY(rk_products_fwd(be, &products));
     RkWkv6 read_out = o.wkv; /* the backward runs it again and saves what it needs then */
     read_out.ckpt.p = NULL;
     RK_TRY(be->wkv6_fwd(&read_out));

@@ -157,13 +157,8 @@ static int fwd(const RkCall *c) {
     const RkBackend *be = c->be;
     Ops o = wire(c);
     RK_TRY(be->shift_lerp_fwd(&o.mix));
-    RK_TRY(be->linear_fwd(&o.r));
-    RK_TRY(be->linear_fwd(&o.k));
-    RK_TRY(be->linear_fwd(&o.v));
-    RK_TRY(be->lowrank_fwd(&o.w));
-    RK_TRY(be->lowrank_fwd(&o.a));
-    RK_TRY(be->lowrank_fwd(&o.g));
-    if (!o.first) RK_TRY(be->lowrank_fwd(&o.nu));
+    RkProducts products = {.linear = {&o.r, &o.k, &o.v}, .lowrank = {&o.w, &o.a, &o.g, o.first ? NULL : &o.nu}};
+    RK_TRY(rk_products_fwd(be, &products));
     RK_TRY(prepare(be, &o));
     RkWkv7 read_out = o.wkv; /* the backward runs it again and saves what it needs then */
     read_out.z.p = read_out.ckpt.p = NULL;

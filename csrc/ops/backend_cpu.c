@@ -42,4 +42,5 @@ const RkBackend rk_backend_cpu = {
     FORWARD(xent),
     FORWARD(adamw),
     FORWARD(sumsq),
+    .products_fwd = rk_cpu_products_fwd,
 };

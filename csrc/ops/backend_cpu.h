@@ -85,8 +85,16 @@ static inline size_t rk_cpu_heads_per_task(size_t H, size_t N) {
 /* dst[c] += sum over rows of src (R,C). */
 void rk_cpu_column_sums(const float *src, float *dst, size_t R, size_t C);
 
-/* y = bias + x m for few rows (decoding), each row by itself. */
-void rk_cpu_few_rows_product(const RkRowsTimesMatrix *a);
+/* Products of few rows (decoding) that do not depend on each other, in one parallel region. */
+typedef struct RkCpuProducts {
+    RkRowsTimesTransposed dots[RK_MAX_PRODUCTS];
+    RkRowsTimesMatrix sums[RK_MAX_MIX];
+    size_t n_dots, n_sums;
+} RkCpuProducts;
+int rk_cpu_few_rows_run(RkCpuProducts *p); /* quantises x where w is */
+
+RkRowsTimesTransposed rk_cpu_few_rows_linear(const RkLinear *o);
+int rk_cpu_products_fwd(const RkProducts *o);
 
 size_t rk_cpu_wkv6_scratch_bytes(int head_size);
 size_t rk_cpu_wkv7_scratch_bytes(int head_size);

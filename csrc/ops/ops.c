@@ -90,3 +90,12 @@ const RkBackend *rk_backend_find(const char *name) {
     rk_fail(RK_EINVAL, "backend '%s' does not exist; choose cpu, ref or ref64", name);
     return NULL;
 }
+
+int rk_products_fwd(const RkBackend *be, const RkProducts *p) {
+    if (be->products_fwd) return be->products_fwd(p);
+    for (int i = 0; i < RK_MAX_PRODUCTS; i++) {
+        if (p->linear[i]) RK_TRY(be->linear_fwd(p->linear[i]));
+        if (p->lowrank[i]) RK_TRY(be->lowrank_fwd(p->lowrank[i]));
+    }
+    return RK_OK;
+}

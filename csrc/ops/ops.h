@@ -72,6 +72,13 @@ enum { RK_MAX_MIX = 6 };
     X(adamw, RkAdamW, RK_ADAMW_FIELDS)                        \
     X(sumsq, RkSumsq, RK_SUMSQ_FIELDS)
 
+/* Products of one layer that do not depend on each other; absent ones are NULL. */
+enum { RK_MAX_PRODUCTS = 4 };
+typedef struct RkProducts {
+    const RkLinear *linear[RK_MAX_PRODUCTS];
+    const RkLowrank *lowrank[RK_MAX_PRODUCTS];
+} RkProducts;
+
 typedef struct RkBackend {
     const char *name;
     int dtype; /* of activations, parameters and gradients: RK_F32 or RK_F64 */
@@ -82,7 +89,11 @@ typedef struct RkBackend {
     int (*op##_bwd)(const Args *);
     RK_OPS(X)
 #undef X
+    int (*products_fwd)(const RkProducts *); /* NULL: nothing is gained by running them together */
 } RkBackend;
+
+/* The forward of each, with the same results as one by one. */
+int rk_products_fwd(const RkBackend *be, const RkProducts *p);
 
 extern const RkBackend rk_backend_cpu, rk_backend_ref_f32, rk_backend_ref_f64;
 

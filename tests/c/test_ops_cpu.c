@@ -609,7 +609,7 @@ static double quantisation_bound(const float *x, const float *w, const void *row
 
 static void test_quantised(void) {
     enum { M = 11, R = 5, K_MAX = 2080 };
-    static char memory[M * K_MAX * 4 + 130], xq[R * (K_MAX + 128) * 2];
+    static char memory[M * K_MAX * 4 + 130], xq[R * (K_MAX + 128) * 3];
     static float x[R * K_MAX], meaning[M * K_MAX], y[R * M];
     static const size_t sizes[] = {32, 64, 96, 160, 256, 2080};
     for (int f = 3; f < N_FORMATS; f++)
@@ -642,7 +642,7 @@ static void test_quantised(void) {
 static void test_rows_alone(void) {
     enum { K = 96, M = 45, R = 9 };
     static float x[R * K], meaning[M * K], together[R * M], alone[M], bias[M];
-    static char memory[M * K * 4 + 130], xq[R * 192];
+    static char memory[M * K * 4 + 130], xq[R * 320];
     for (int i = 0; i < R * K; i++) x[i] = (float)uniform(-1, 1);
     for (int i = 0; i < M; i++) bias[i] = (float)uniform(-1, 1);
     for (int f = 0; f < N_FORMATS; f++) {
@@ -658,11 +658,41 @@ static void test_rows_alone(void) {
             rk_k.rows_times_transposed(&one, 0, 17), rk_k.rows_times_transposed(&one, 17, M);
             check(!memcmp(together + (rows - 1) * M, alone, sizeof alone), "linear [%s] format %d: %zu rows differ from one", rk_k.isa, dtype, rows);
             if (rk_quantised(dtype)) continue;
-            rk_k.rows_times_matrix(&(RkRowsTimesMatrix){.x = x, .m = w, .dtype = dtype, .bias = bias, .y = together, .R = rows, .K = k, .M = M}, 0, M);
-            rk_k.rows_times_matrix(&(RkRowsTimesMatrix){.x = last, .m = w, .dtype = dtype, .bias = bias, .y = alone, .R = 1, .K = k, .M = M}, 0, M);
+            rk_k.rows_times_matrix(&(RkRowsTimesMatrix){.x = x, .m = w, .dtype = dtype, .bias = bias, .y = together, .R = rows, .K = k, .M = M, .ldx = k}, 0, M);
+            rk_k.rows_times_matrix(&(RkRowsTimesMatrix){.x = last, .m = w, .dtype = dtype, .bias = bias, .y = alone, .R = 1, .K = k, .M = M, .ldx = k}, 0, M);
             check(!memcmp(together + (rows - 1) * M, alone, sizeof alone), "lowrank [%s] format %d: %zu rows differ from one", rk_k.isa, dtype, rows);
         }
     }
+}
+
+/* Products together give the bits of one by one, for few rows and for many. */
+static void test_products(void) {
+    enum { K = 96, M = 50, D = 20, R = RK_FEW_ROWS + 3 };
+    static float x[R * K], meaning[(M + K + D) * K], h[2][R * D], y[2][4][R * M], bias[M];
+    static char memory[6][(M + K) * K * 4 + 130];
+    for (int i = 0; i < R * K; i++) x[i] = (float)uniform(-1, 1);
+    for (int i = 0; i < M; i++) bias[i] = (float)uniform(-1, 1);
+    for (int f = 0; f < N_FORMATS; f++)
+        for (int rows = 1; rows <= R; rows += rows == 1 ? 2 : R - 3) {
+            int thin = rk_quantised(FORMATS[f]) ? RK_BF16 : FORMATS[f];
+            RkTensor in = {x, RK_F32, {rows, K}};
+            RkTensor w[3], m1 = {random_weights(thin, K, D, memory[3], meaning), thin, {K, D}}, m2 = {random_weights(thin, D, M, memory[4], meaning), thin, {D, M}};
+            for (int i = 0; i < 3; i++) w[i] = (RkTensor){random_weights(FORMATS[f], M, K, memory[i], meaning), FORMATS[f], {M, K}};
+            RkLinear linear[2][3];
+            RkLowrank lowrank[2];
+            for (int z = 0; z < 2; z++) {
+                for (int i = 0; i < 3; i++) linear[z][i] = (RkLinear){.x = in, .w = w[i], .y = {y[z][i], RK_F32, {rows, M}}};
+                lowrank[z] = (RkLowrank){.x = in, .m1 = m1, .m2 = m2, .bias = {bias, RK_F32, {M}}, .act = RK_ACT_TANH,
+                                         .h = {h[z], RK_F32, {rows, D}}, .y = {y[z][3], RK_F32, {rows, M}}};
+            }
+            memset(y, 0xff, sizeof y), memset(h, 0xff, sizeof h);
+            int rc = 0;
+            for (int i = 0; i < 3; i++) rc |= rk_backend_cpu.linear_fwd(&linear[0][i]);
+            rc |= rk_backend_cpu.lowrank_fwd(&lowrank[0]);
+            rc |= rk_products_fwd(&rk_backend_cpu, &(RkProducts){.linear = {&linear[1][0], &linear[1][1], NULL, &linear[1][2]}, .lowrank = {NULL, &lowrank[1]}});
+            check(!rc && !memcmp(y[0], y[1], sizeof y[0]) && !memcmp(h[0], h[1], sizeof h[0]), "products [%s] format %d, %d rows: together they differ", rk_k.isa, FORMATS[f], rows);
+            check(!isnan(y[1][3][rows * M - 1]) && !isnan(y[1][2][rows * M - 1]), "products [%s]: not written", rk_k.isa);
+        }
 }
 
 /* A cache with more room than tokens, used in place: what is past its tokens is neither read nor written. */
@@ -789,7 +819,7 @@ int main(void) {
     test_transformer();
     for (size_t k = 0; k < sizeof ISAS / sizeof *ISAS; k++) {
         if (rk_kernels_select(ISAS[k])) continue;
-        test_functions(), test_nan(), test_attention_room(), test_rows_alone(), test_quantised(), test_wkv7_steps(64), test_wkv7_steps(17);
+        test_functions(), test_nan(), test_attention_room(), test_rows_alone(), test_quantised(), test_products(), test_wkv7_steps(64), test_wkv7_steps(17);
         test_wkv6_steps(64), test_wkv6_steps(17);
     }
     printf("%d passed, %d failed\n", passed, failed);

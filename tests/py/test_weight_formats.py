@@ -97,7 +97,7 @@ def unaligned(array):
     return view
 
 
-FEW_ROWS = 4  # up to which the cpu backend multiplies quantised weights in integers
+FEW_ROWS = 16  # up to which the cpu backend multiplies quantised weights in integers
 
 
 def quantised_x_bound(x, w):

@@ -4,39 +4,15 @@
 
 #include "kernels/gemm.h"
 
-enum { FEW_ROWS_WEIGHTS = 1 << 15 /* weights one task reads */ };
-
-static size_t outputs_per_task(size_t K) {
-    size_t n = FEW_ROWS_WEIGHTS / K / RK_COLUMN_STEP * RK_COLUMN_STEP;
-    return n ? n : RK_COLUMN_STEP;
-}
-
-static void few_rows_task(void *ctx, size_t task) {
-    const RkRowsTimesTransposed *a = ctx;
-    RkCpuRange out = rk_cpu_range(task, outputs_per_task(a->K), a->M);
-    rk_k.rows_times_transposed(a, out.lo, out.hi);
-}
-
-static void quantise_task(void *ctx, size_t r) {
-    const RkRowsTimesTransposed *a = ctx;
-    rk_k.quantise_rows(a->x + r * a->K, 1, a->K, a->dtype, (char *)(uintptr_t)a->xq + r * rk_quantised_row_bytes(a->K));
-}
-
-static int few_rows(const RkLinear *o, size_t R, size_t K, size_t M) {
-    RkRowsTimesTransposed a = {.x = rk_f32(o->x), .w = o->w.p, .dtype = o->w.dtype, .y = rk_f32(o->y), .R = R, .K = K, .M = M};
-    if (rk_quantised(a.dtype)) {
-        size_t bytes = R * rk_quantised_row_bytes(K);
-        a.xq = rk_thread_scratch(bytes);
-        if (!a.xq) return rk_fail(RK_ENOMEM, "linear: no memory for %zu rows of %zu quantised inputs (%zu bytes)", R, K, bytes);
-        rk_parallel(R, quantise_task, &a);
-    }
-    rk_parallel(rk_cpu_tasks(M, outputs_per_task(K)), few_rows_task, &a);
-    return RK_OK;
+RkRowsTimesTransposed rk_cpu_few_rows_linear(const RkLinear *o) {
+    size_t K = (size_t)rk_cols(o->w);
+    return (RkRowsTimesTransposed){.x = rk_f32(o->x), .w = o->w.p, .dtype = o->w.dtype, .y = rk_f32(o->y),
+                                   .R = rk_numel(o->x) / K, .K = K, .M = rk_rows(o->w)};
 }
 
 int rk_cpu_linear_fwd(const RkLinear *o) {
     size_t K = (size_t)rk_cols(o->w), M = rk_rows(o->w), R = rk_numel(o->x) / K;
-    if (R <= RK_FEW_ROWS) return few_rows(o, R, K, M);
+    if (R <= RK_FEW_ROWS) return rk_cpu_few_rows_run(&(RkCpuProducts){.dots = {rk_cpu_few_rows_linear(o)}, .n_dots = 1});
     return rk_gemm(&(RkGemm){.M = (int)R, .N = (int)M, .K = (int)K,
                              .A = rk_f32(o->x), .lda = (int)K,
                              .B = o->w.p, .B_dtype = o->w.dtype, .ldb = (int)K, .trans_b = 1,

@@ -12,30 +12,51 @@ static Lowrank lowrank_sizes(const RkLowrank *o) {
     return (Lowrank){o, rk_numel(o->h) / D, C, D, O};
 }
 
-/* ---- few rows ---- */
-
-static void few_rows_task(void *ctx, size_t task) {
-    const RkRowsTimesMatrix *a = ctx;
-    RkCpuRange out = rk_cpu_range(task, RK_COLUMNS_MAX, a->M);
-    rk_k.rows_times_matrix(a, out.lo, out.hi);
-}
-
-void rk_cpu_few_rows_product(const RkRowsTimesMatrix *a) { rk_parallel(rk_cpu_tasks(a->M, RK_COLUMNS_MAX), few_rows_task, (void *)a); }
-
 static void activate(int act, float *h, size_t n) {
     if (act == RK_ACT_TANH) rk_k.tanh(h, n);
     else if (act == RK_ACT_SIGMOID) rk_k.sigmoid(h, n);
 }
 
-static void lowrank_few_rows(const Lowrank *s) {
-    const RkLowrank *o = s->o;
-    float *h = rk_f32(o->h);
-    if (o->x.p) {
-        rk_cpu_few_rows_product(&(RkRowsTimesMatrix){.x = rk_f32(o->x), .m = o->m1.p, .dtype = o->m1.dtype, .y = h, .R = s->R, .K = s->C, .M = s->D});
-        activate(o->act, h, s->R * s->D);
+/* ---- few rows ---- */
+
+static RkRowsTimesMatrix first_product(const RkLowrank *o) {
+    Lowrank s = lowrank_sizes(o);
+    return (RkRowsTimesMatrix){.x = rk_f32(o->x), .m = o->m1.p, .dtype = o->m1.dtype, .y = rk_f32(o->h), .R = s.R, .K = s.C, .M = s.D, .ldx = s.C};
+}
+
+static RkRowsTimesMatrix second_product(const RkLowrank *o) {
+    Lowrank s = lowrank_sizes(o);
+    return (RkRowsTimesMatrix){.x = rk_f32(o->h), .m = o->m2.p, .dtype = o->m2.dtype, .bias = rk_f32(o->bias), .y = rk_f32(o->y),
+                               .R = s.R, .K = s.D, .M = s.O, .ldx = s.D};
+}
+
+/* Matrices and first thin factors in one region, second factors in another. */
+static int few_rows(const RkProducts *o) {
+    RkCpuProducts first = {.n_dots = 0}, second = {.n_dots = 0};
+    for (int i = 0; i < RK_MAX_PRODUCTS; i++) {
+        if (o->linear[i]) first.dots[first.n_dots++] = rk_cpu_few_rows_linear(o->linear[i]);
+        if (!o->lowrank[i]) continue;
+        if (o->lowrank[i]->x.p) first.sums[first.n_sums++] = first_product(o->lowrank[i]);
+        second.sums[second.n_sums++] = second_product(o->lowrank[i]);
     }
-    rk_cpu_few_rows_product(&(RkRowsTimesMatrix){.x = h, .m = o->m2.p, .dtype = o->m2.dtype, .bias = rk_f32(o->bias), .y = rk_f32(o->y),
-                                                 .R = s->R, .K = s->D, .M = s->O});
+    RK_TRY(rk_cpu_few_rows_run(&first));
+    for (int i = 0; i < RK_MAX_PRODUCTS; i++)
+        if (o->lowrank[i] && o->lowrank[i]->x.p) activate(o->lowrank[i]->act, rk_f32(o->lowrank[i]->h), rk_numel(o->lowrank[i]->h));
+    return second.n_sums ? rk_cpu_few_rows_run(&second) : RK_OK;
+}
+
+int rk_cpu_products_fwd(const RkProducts *o) {
+    int few = 1;
+    for (int i = 0; i < RK_MAX_PRODUCTS; i++) {
+        if (o->linear[i] && rk_rows(o->linear[i]->x) > RK_FEW_ROWS) few = 0;
+        if (o->lowrank[i] && rk_rows(o->lowrank[i]->h) > RK_FEW_ROWS) few = 0;
+    }
+    if (few) return few_rows(o);
+    for (int i = 0; i < RK_MAX_PRODUCTS; i++) {
+        if (o->linear[i]) RK_TRY(rk_cpu_linear_fwd(o->linear[i]));
+        if (o->lowrank[i]) RK_TRY(rk_cpu_lowrank_fwd(o->lowrank[i]));
+    }
+    return RK_OK;
 }
 
 /* ---- many rows ---- */
@@ -67,10 +88,7 @@ static int lowrank_hidden(const Lowrank *s) {
 int rk_cpu_lowrank_fwd(const RkLowrank *o) {
     Lowrank s = lowrank_sizes(o);
     int R = (int)s.R, D = (int)s.D, O = (int)s.O;
-    if (s.R <= RK_FEW_ROWS) {
-        lowrank_few_rows(&s);
-        return RK_OK;
-    }
+    if (s.R <= RK_FEW_ROWS) return few_rows(&(RkProducts){.lowrank = {o}});
     if (o->x.p) RK_TRY(lowrank_hidden(&s));
     if (o->bias.p) rk_parallel(rk_cpu_tasks(s.R, rk_cpu_rows_per_task(s.O)), bias_task, &s);
     RK_TRY(rk_gemm(&(RkGemm){.M = R, .N = O, .K = D,

@@ -50,14 +50,25 @@ static void tanh_task(void *ctx, size_t task) {
 }
 
 /* out = h_z m2_z */
+static RkRowsTimesMatrix few_rows_coefficients(const Ddlerp *s, size_t z, float *out) {
+    return (RkRowsTimesMatrix){.x = rk_f32(s->o->h) + z * s->D, .ldx = s->W, .m = rk_f32(s->o->m2) + z * s->D * s->C, .y = out,
+                               .R = s->R, .K = s->D, .M = s->C};
+}
+
 static int coefficients(const Ddlerp *s, size_t z, float *out) {
+    if (s->R <= RK_FEW_ROWS) return rk_cpu_few_rows_run(&(RkCpuProducts){.sums = {few_rows_coefficients(s, z, out)}, .n_sums = 1});
     const float *h = rk_f32(s->o->h) + z * s->D, *m2 = rk_f32(s->o->m2) + z * s->D * s->C;
-    if (s->R > RK_FEW_ROWS)
-        return rk_gemm(&(RkGemm){.M = (int)s->R, .N = (int)s->C, .K = (int)s->D, .A = h, .lda = (int)s->W, .B = m2, .ldb = (int)s->C,
-                                 .C = out, .ldc = (int)s->C});
-    for (size_t r = 0; r < s->R; r++)
-        rk_cpu_few_rows_product(&(RkRowsTimesMatrix){.x = h + r * s->W, .m = m2, .y = out + r * s->C, .R = 1, .K = s->D, .M = s->C});
-    return RK_OK;
+    return rk_gemm(&(RkGemm){.M = (int)s->R, .N = (int)s->C, .K = (int)s->D, .A = h, .lda = (int)s->W, .B = m2, .ldb = (int)s->C,
+                             .C = out, .ldc = (int)s->C});
+}
+
+static int all_coefficients(const Ddlerp *s) {
+    RkCpuProducts products = {.n_sums = 0};
+    for (size_t z = 0; z < s->n; z++) {
+        if (s->R <= RK_FEW_ROWS) products.sums[products.n_sums++] = few_rows_coefficients(s, z, rk_f32(s->o->y[z]));
+        else RK_TRY(coefficients(s, z, rk_f32(s->o->y[z])));
+    }
+    return s->R <= RK_FEW_ROWS ? rk_cpu_few_rows_run(&products) : RK_OK;
 }
 
 int rk_cpu_ddlerp_fwd(const RkDdlerp *o) {
@@ -67,10 +78,10 @@ int rk_cpu_ddlerp_fwd(const RkDdlerp *o) {
         RK_TRY(rk_gemm(&(RkGemm){.M = (int)s.R, .N = (int)s.W, .K = (int)s.C, .A = rk_f32(o->mixed), .lda = (int)s.C,
                                  .B = rk_f32(o->m1), .ldb = (int)s.W, .C = rk_f32(o->h), .ldc = (int)s.W}));
     else
-        rk_cpu_few_rows_product(
-            &(RkRowsTimesMatrix){.x = rk_f32(o->mixed), .m = rk_f32(o->m1), .y = rk_f32(o->h), .R = s.R, .K = s.C, .M = s.W});
+        RK_TRY(rk_cpu_few_rows_run(&(RkCpuProducts){.sums = {{.x = rk_f32(o->mixed), .ldx = s.C, .m = rk_f32(o->m1), .y = rk_f32(o->h),
+                                                              .R = s.R, .K = s.C, .M = s.W}}, .n_sums = 1}));
     rk_parallel(rk_cpu_tasks(s.R * s.W, RK_CPU_GRAIN), tanh_task, &s);
-    for (size_t z = 0; z < s.n; z++) RK_TRY(coefficients(&s, z, rk_f32(o->y[z])));
+    RK_TRY(all_coefficients(&s));
     each_row(&s, lerp_task);
     for (size_t b = 0; o->last.p && b < s.B; b++) /* after the tasks: it may be the memory of prev */
         memcpy(rk_f32(o->last) + b * s.C, rk_f32(o->x) + (b * s.T + s.T - 1) * s.C, s.C * sizeof(float));
