@@ -10,6 +10,7 @@ import numpy as np
 
 from . import _rwkvcore
 from .arrays import IGNORED, ids_and_targets, to_array, token_ids
+from .checkpoint.lazy_tensor import to_format
 from .config import ModelConfig, whole_number
 from .errors import DeviceError, FormatError
 from .state import RWKVState, rows_to_arrays, to_core
@@ -228,8 +229,12 @@ class RWKV:
             self._hold(tensors)
             return
         for name, view in self._core.parameters().items():
-            if name in tensors:
-                value = tensors[name]
+            if name not in tensors:
+                continue
+            value = tensors[name]
+            if view.dtype == np.float32:
+                to_format(value, "fp32", view)
+            else:
                 value = value.numpy(view.dtype) if hasattr(value, "raw") else np.asarray(value, view.dtype)
                 view[...] = value.reshape(view.shape)
 

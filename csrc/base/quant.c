@@ -145,19 +145,26 @@ int rk_row_from_f32(int dtype, const float *w, void *row, size_t K) {
 enum { PIECE = 1 << 15 /* weights of one task */ };
 typedef struct Convert { RkTensor from, to; size_t rows, cols, rows_per_task; _Atomic int failed; } Convert;
 
+/* A row by way of float32; `room` takes it where neither side is. */
+static int convert_row(const Convert *c, size_t r, float *room) {
+    const void *from = rk_slice_rows(c->from, r, 1).p;
+    void *to = rk_slice_rows(c->to, r, 1).p;
+    if (c->from.dtype == RK_F32) return rk_row_from_f32(c->to.dtype, from, to, c->cols);
+    if (c->to.dtype == RK_F32) room = to;
+    rk_row_to_f32(c->from.dtype, from, room, c->cols);
+    return room == to ? 0 : rk_row_from_f32(c->to.dtype, room, to, c->cols);
+}
+
 static void convert_task(void *ctx, size_t task) {
     Convert *c = ctx;
-    float *row = rk_thread_scratch(c->cols * sizeof *row);
-    size_t lo = task * c->rows_per_task, hi = lo + c->rows_per_task < c->rows ? lo + c->rows_per_task : c->rows;
-    for (size_t r = lo; r < hi; r++) {
-        const float *w = (const float *)rk_slice_rows(c->from, r, 1).p;
-        if (c->from.dtype != RK_F32) {
-            if (!row) { atomic_store(&c->failed, RK_ENOMEM); return; }
-            rk_row_to_f32(c->from.dtype, w, row, c->cols);
-            w = row;
-        }
-        if (rk_row_from_f32(c->to.dtype, w, rk_slice_rows(c->to, r, 1).p, c->cols)) atomic_store(&c->failed, RK_EINVAL);
+    float *room = rk_thread_scratch(c->cols * sizeof *room);
+    if (!room) {
+        atomic_store(&c->failed, RK_ENOMEM);
+        return;
     }
+    size_t lo = task * c->rows_per_task, hi = lo + c->rows_per_task < c->rows ? lo + c->rows_per_task : c->rows;
+    for (size_t r = lo; r < hi; r++)
+        if (convert_row(c, r, room)) atomic_store(&c->failed, RK_EINVAL);
 }
 
 int rk_convert(RkTensor from, RkTensor to) {

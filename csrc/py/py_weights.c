@@ -49,16 +49,29 @@ static PyObject *array_for(RkTensor t, int dtype) {
     return PyArray_SimpleNew(rank, dims, element_type(dtype));
 }
 
+/* The array to convert into: a new one, or `given`, a writable one of the shape. NULL with an exception. */
+static PyObject *target(RkTensor from, const char *format, int dtype, PyObject *given, RkTensor *to) {
+    PyObject *out = given == Py_None ? array_for(from, dtype) : Py_NewRef(given);
+    PyObject *pair = out ? Py_BuildValue("(sO)", format, out) : NULL;
+    int ok = pair && rk_py_weight(pair, "out", to) == 0;
+    Py_XDECREF(pair);
+    if (ok && (memcmp(from.d, to->d, sizeof from.d) || !PyArray_ISWRITEABLE((PyArrayObject *)out))) {
+        PyErr_SetString(PyExc_ValueError, "out must be writable and of the weight's shape");
+        ok = 0;
+    }
+    if (!ok) Py_CLEAR(out);
+    return out;
+}
+
 static PyObject *convert_weight(PyObject *module, PyObject *args) {
-    PyObject *pair;
+    PyObject *pair, *given = Py_None;
     const char *format;
-    RkTensor from;
-    if (!PyArg_ParseTuple(args, "Os:convert_weight", &pair, &format) || rk_py_weight(pair, "weight", &from) < 0) return NULL;
+    RkTensor from, to;
+    if (!PyArg_ParseTuple(args, "Os|O:convert_weight", &pair, &format, &given) || rk_py_weight(pair, "weight", &from) < 0) return NULL;
     int dtype = rk_format_find(format), rc;
     if (dtype < 0) return rk_py_raise(rk_py_state(module), RK_EINVAL);
-    PyObject *out = array_for(from, dtype);
+    PyObject *out = target(from, format, dtype, given, &to);
     if (!out) return NULL;
-    RkTensor to = {PyArray_DATA((PyArrayObject *)out), dtype, {from.d[0], from.d[1], from.d[2], from.d[3]}};
     Py_BEGIN_ALLOW_THREADS
     rc = rk_convert(from, to);
     Py_END_ALLOW_THREADS

@@ -183,11 +183,11 @@ class QuantisedTensor(LazyTensor):
         return array if dtype is None else array.astype(dtype, copy=False)
 
 
-def to_format(value, precision):
+def to_format(value, precision, out=None):
     """A tensor's numbers as the core holds them in a format of weights, C-contiguous.
 
     value: `LazyTensor` or array.  precision: a key of PRECISIONS.  No copy is made of a tensor in a file that has it already
-    and is aligned.  Raises ValueError (numbers too large for it), FormatError (a dtype without numbers).
+    and is aligned.  out: where the numbers are written, an array of the same size as the tensor up to axes of 1.  Raises ValueError (numbers too large for it), FormatError (a dtype without numbers).
     """
     own = _dtype_of("", value)
     if own in FORMATS:
@@ -195,11 +195,13 @@ def to_format(value, precision):
     else:
         own, array = "float32", value.numpy(np.float32) if isinstance(value, LazyTensor) else np.asarray(value, np.float32)
         array = np.ascontiguousarray(array)
-    if FORMATS[own] == precision:
+    if FORMATS[own] == precision and out is None:
         return array
     from .. import _rwkvcore
 
-    return _rwkvcore.convert_weight((FORMATS[own], array), precision)
+    if out is not None and own not in QUANTISED:
+        array = array.reshape(out.shape)
+    return _rwkvcore.convert_weight((FORMATS[own], array), precision, out)
 
 
 class Checkpoint(Mapping):

@@ -83,6 +83,13 @@ def test_conversion_refuses_what_is_no_weight():
     ):  # fmt: skip
         with pytest.raises((ValueError, TypeError), match=words):
             core.convert_weight(pair, form)
+    fixed = np.ones((2, BLOCK), np.float32)
+    fixed.flags.writeable = False
+    for out in (fixed, np.ones((BLOCK, 2), np.float32), np.ones((2, BLOCK)), [1.0]):
+        with pytest.raises((ValueError, TypeError), match="out|must be a pair"):
+            core.convert_weight(("fp32", w), "fp32", out)
+    out = np.full((2, BLOCK), np.nan, np.float32)
+    assert core.convert_weight(("fp32", w), "fp32", out) is out and np.array_equal(out, w)
 
 
 # ---- ops ------------------------------------------------------------------------------------------------------------
