@@ -141,6 +141,38 @@ static void test_gradients(const RkMixer *m, int layer) {
     free(memory);
 }
 
+/* A backward that starts gradients leaves the same numbers whatever lay where products write, and zeros elsewhere. */
+static void test_fresh_gradients(const RkMixer *m) {
+    Bench w = {.dims = dims};
+    void *memory = create(m, &w), *sums[RK_MAX_ROWS];
+    for (int i = 0; i < m->n_par; i++) fill(w.par[i], 1, 0);
+    for (int i = 0; i < m->n_state; i++) fill(w.state[i], 1, 0), fill(w.dafter[i], 1, 0);
+    fill(w.x, 1, 0);
+    fill(w.dy, 1, 0);
+    fill(w.carry.v_first, 1, 0);
+    for (int fresh = 0; fresh < 2; fresh++) {
+        for (int i = 0; i < m->n_par; i++) fill(w.grad[i], 0, fresh && (m->par[i].flags & P_PRODUCT) ? NAN : 0);
+        fill(w.carry.dv_first, 0, 0);
+        value(m, &w, 1);
+        RkCall c = call_of(&w, 1);
+        c.fresh = fresh;
+        CHECK(m->bwd(&c) == RK_OK);
+        for (int i = 0; i < m->n_par; i++) {
+            size_t bytes = w.grad[i].p ? rk_numel(w.grad[i]) * sizeof(double) : 0;
+            if (!bytes) continue;
+            if (!fresh) {
+                sums[i] = malloc(bytes);
+                if (!sums[i]) abort();
+                memcpy(sums[i], w.grad[i].p, bytes);
+            } else {
+                CHECK(!memcmp(sums[i], w.grad[i].p, bytes));
+                free(sums[i]);
+            }
+        }
+    }
+    free(memory);
+}
+
 /* Tokens [first, first + n) of every sequence of a (B,T,...) tensor, copied between a whole and a part. */
 static void copy_tokens(RkTensor part, RkTensor whole, int first, int n, int into_whole) {
     size_t row = rk_numel(whole) / (size_t)(whole.d[0] * whole.d[1]);
@@ -183,6 +215,7 @@ int main(void) {
         CHECK((*m)->n_par <= RK_MAX_ROWS && (*m)->n_act <= RK_MAX_ROWS && (*m)->n_tmp <= RK_MAX_ROWS);
         test_gradients(*m, 0);
         test_gradients(*m, 1);
+        test_fresh_gradients(*m);
         test_split(*m);
     }
     return test_summary();
