@@ -8,8 +8,8 @@
 #define RK_KERNELS_GEMM_H
 
 enum {
-    RK_GEMM_SLICE = 256, RK_GEMM_CHUNK = 1024, /* steps of K and rows of A that are packed at a time */
-    RK_GEMM_CALL_SCRATCH = RK_GEMM_SLICE * RK_GEMM_CHUNK * 4, RK_GEMM_TASK_SCRATCH = RK_GEMM_SLICE * 64 * 4 /* at most */
+    RK_GEMM_SLICE = 256, RK_GEMM_PACKED = 1 << 20, /* steps of K, and elements of A packed at a time, at most */
+    RK_GEMM_CALL_SCRATCH = RK_GEMM_PACKED * 4, RK_GEMM_TASK_SCRATCH = RK_GEMM_SLICE * 64 * 4 /* at most */
 };
 
 typedef struct RkGemm {

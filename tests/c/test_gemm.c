@@ -104,9 +104,9 @@ static void test_shapes(void) {
             for (size_t k = 0; k < sizeof steps / sizeof *steps; k++)
                 for (int way = 0; way < 2; way++, variant += 3)
                     if (rows[i] && cols[j]) test_case(rows[i], cols[j], steps[k], variant % 8);
-    /* several parts, chunks, slices, tasks of panels */
-    const int large[][3] = {{RK_GEMM_CHUNK + 9, W + 3, 40}, {2 * RK_GEMM_CHUNK + 1, 5, 17}, {600, 3 * W, 2 * slice + 5}, {40, 31 * W + 2, 33},
-                            {3, 5, 3 * slice + 1}};
+    /* several parts and slices, tasks of panels, chunks of rows and of K */
+    const int large[][3] = {{1030, W + 3, 40}, {2049, 5, 17}, {600, 3 * W, 2 * slice + 5}, {40, 31 * W + 2, 33}, {3, 5, 3 * slice + 1},
+                            {4200, 3, slice + 1}, {511, 2, 9 * slice - 4}};
     for (size_t i = 0; i < sizeof large / sizeof *large; i++)
         for (int way = 0; way < 8; way++) test_case(large[i][0], large[i][1], large[i][2], way);
 }
