@@ -11,6 +11,7 @@ import argparse
 import os
 import sys
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 
 from engine import Missing, in_turn, started
@@ -22,15 +23,17 @@ _CHECKED = 32
 
 
 def prepare(sizes, directory):
-    """Writes the model as .pth and as .npz; returns its configuration."""
+    """Writes the model as .npz and as .pth where they are not there; returns its configuration."""
     import numpy as np
 
     from rwkvtune.bench.shapes import random_model, split
 
-    model = random_model(split(sizes)[0])
-    model.save(os.path.join(directory, "model.pth"))
-    np.savez(os.path.join(directory, "model.npz"), **model.named_parameters())
-    return model.config
+    config, weights = split(sizes)[0], os.path.join(directory, "model.pth")
+    if not os.path.exists(weights):
+        model = random_model(config)
+        np.savez(os.path.join(directory, "model.npz"), **model.named_parameters())
+        model.save(weights)
+    return config
 
 
 def llama_files(directory, args, absent):
@@ -38,8 +41,9 @@ def llama_files(directory, args, absent):
     import subprocess
 
     source, target = (os.path.join(directory, name) for name in ("model.npz", "f32.gguf"))
-    done = subprocess.run([args.python, str(Path(__file__).with_name("gguf_file.py")), source, target], capture_output=True, text=True)
-    if done.returncode:
+    command = [args.python, str(Path(__file__).with_name("gguf_file.py")), source, target]
+    done = None if os.path.exists(target) else subprocess.run(command, capture_output=True, text=True)
+    if done and done.returncode:
         absent["llama.cpp"] = f"no GGUF file ({done.stderr.strip().splitlines()[-1]})"
         return
     engine, reason = started("llama.cpp F32", args.python, "llama_cpp_engine.py", weights=target, threads=args.threads)
@@ -50,7 +54,8 @@ def llama_files(directory, args, absent):
     try:
         for kind, precision in _LLAMA.items():
             path = os.path.join(directory, f"{kind}.gguf")
-            engine.ask("quantize", target, path, kind)
+            if not os.path.exists(path):
+                engine.ask("quantize", target, path, kind)
             yield precision, f"llama.cpp {kind}", path
     except Missing as reason:
         absent["llama.cpp quantized"] = str(reason)
@@ -100,10 +105,11 @@ def main():
     parser.add_argument("--tokens", type=int, default=512, help="tokens of the prompt")
     parser.add_argument("--steps", type=int, default=32, help="tokens that are written")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--keep", default="", help="directory for the models' files, taken from there where they are (default: a temporary one)")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     args = parser.parse_args()
     absent = {}
-    with tempfile.TemporaryDirectory() as directory:
+    with nullcontext(args.keep) if args.keep else tempfile.TemporaryDirectory() as directory:
         config = prepare(SHAPES[args.shape], directory)
         ids = [(7919 * i) % (config.vocab_size - 1) + 1 for i in range(args.tokens)]
         engines = list(engines_of(directory, args, absent))
