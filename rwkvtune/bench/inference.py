@@ -74,8 +74,9 @@ def run_decode(path, precision, streams, threads, seconds):
     return [{**row, "read_gbs": limit, "share": row["gbs"] / limit} for row in rows]
 
 
-def _step_time(model, streams, seconds, tokens=16):
+def _step_time(model, streams, seconds):
     """Seconds of one step of some streams: the best run of a few tokens, each continuing the state."""
+    tokens = max(2, 16 // streams)
     ids = np.random.default_rng(1).integers(1, model.config.vocab_size, (tokens, streams, 1), np.int32)
     state = model._core.forward(np.ascontiguousarray(ids[0]), None, "last")[1]
 
