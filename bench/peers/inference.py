@@ -67,9 +67,12 @@ def engines_of(directory, args, absent):
     """(precision, engine) of everything there is."""
     weights = os.path.join(directory, "model.pth")
     wanted = [(p, f"rwkvtune {p}", sys.executable, "ours.py", {"weights": weights, "precision": p}) for p in _OURS]
-    wanted.append(("fp32", "rwkv package", args.python, "rwkv_package.py", {"weights": weights}))
+    if "fp32" in args.precisions:
+        wanted.append(("fp32", "rwkv package", args.python, "rwkv_package.py", {"weights": weights}))
     wanted += [(p, name, args.python, "llama_cpp_engine.py", {"weights": path}) for p, name, path in llama_files(directory, args, absent)]
     for precision, name, python, program, settings in wanted:
+        if precision not in ("fp32", *args.precisions):
+            continue
         engine, reason = started(name, python, program, threads=args.threads, **settings)
         if engine is None:
             absent[name] = reason
@@ -102,6 +105,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--python", default=sys.executable, help="Python that the peers are installed for (default: this one)")
     parser.add_argument("--shape", choices=SHAPES, default="0.1b")
+    parser.add_argument("--precisions", nargs="+", choices=_OURS, default=list(_OURS), help="formats; float32 is always measured, the rwkv package with it where it is named")
     parser.add_argument("--tokens", type=int, default=512, help="tokens of the prompt")
     parser.add_argument("--steps", type=int, default=32, help="tokens that are written")
     parser.add_argument("--rounds", type=int, default=5)
