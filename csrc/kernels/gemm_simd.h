@@ -42,9 +42,10 @@ static void k_row_to_f32(int dtype, const void *row, size_t K, size_t lo, size_t
 
 /* ---- panels ---- */
 
-/* Lane by lane into the panel at out, `room` of them; a narrow panel lets the vector spill into its next step, written after it. */
+/* Lane by lane into the panel at out, `room` of them; a narrow panel lets the vector spill into its next steps, written after it, but not
+ * past its end, where another task writes. */
 SIMD void pack_store(const RkGemmPack *p, size_t k, size_t room, float *out, Vec v) {
-    if (room >= RK_LANES || (room == p->width && k + 1 < p->K)) vec_store(out + k * p->width, v);
+    if (room >= RK_LANES || (room == p->width && (p->K - k) * p->width >= RK_LANES)) vec_store(out + k * p->width, v);
     else vec_store_part(out + k * p->width, room, v);
 }
 

@@ -154,9 +154,28 @@ static void test_formats(void) {
         }
 }
 
+/* A panel of any width is written whole and nothing behind it: another task's panel may be there already. */
+static void test_panels(void) {
+    enum { STEPS = 40, LINES = 70, BEHIND = 80 };
+    static float src[LINES * LINES], out[STEPS * LINES + BEHIND];
+    for (int i = 0; i < LINES * LINES; i++) src[i] = (float)(i + 1);
+    for (int width = 1; width <= rk_k.gemm_columns; width++)
+        for (int K = 1; K <= STEPS; K++)
+            for (int along_k = 0; along_k < 2; along_k++) {
+                RkGemmPack p = {.src = src, .stride = LINES, .lines = LINES, .K = (size_t)K, .width = (size_t)width, .along_k = along_k};
+                memset(out, 0xff, sizeof out);
+                rk_k.gemm_pack(&p, 1, (size_t)width, out);
+                int right = 1, untouched = 1;
+                for (int k = 0; k < K; k++)
+                    for (int i = 0; i < width; i++) right &= out[k * width + i] == (along_k ? src[(i + 1) * LINES + k] : src[k * LINES + i + 1]);
+                for (int i = 0; i < BEHIND; i++) untouched &= isnan(out[K * width + i]) != 0;
+                if (!CHECK(right && untouched)) printf("    %s: panel of %d lines, %d steps, along k: %d\n", rk_k.isa, width, K, along_k);
+            }
+}
+
 int main(void) {
     static const char *const tiers[] = {"scalar", "avx2", "avx512", "avx512vnni", "neon"};
     for (size_t i = 0; i < sizeof tiers / sizeof *tiers; i++)
-        if (rk_kernels_select(tiers[i]) == RK_OK) test_shapes(), test_formats();
+        if (rk_kernels_select(tiers[i]) == RK_OK) test_shapes(), test_formats(), test_panels();
     return test_summary();
 }
