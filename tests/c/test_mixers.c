@@ -151,7 +151,7 @@ static void test_fresh_gradients(const RkMixer *m) {
     fill(w.dy, 1, 0);
     fill(w.carry.v_first, 1, 0);
     for (int fresh = 0; fresh < 2; fresh++) {
-        for (int i = 0; i < m->n_par; i++) fill(w.grad[i], 0, fresh && (m->par[i].flags & P_PRODUCT) ? NAN : 0);
+        for (int i = 0; i < m->n_par; i++) fill(w.grad[i], 0, fresh && (m->par[i].flags & P_MATRIX) ? NAN : 0);
         fill(w.carry.dv_first, 0, 0);
         value(m, &w, 1);
         RkCall c = call_of(&w, 1);
