@@ -94,8 +94,8 @@ class RWKV:
     """An RWKV language model.
 
     config: `ModelConfig`.  seed: of the reference initialisation.  device: "cpu" (default) or "auto".
-    precision: "fp32" (default); "bf16", "fp16", "int8", "int4": a model for inference whose weights are held in that format,
-    with arithmetic in float32; "fp64" with backend="ref".  backend: "cpu" (default, fast) or "ref" (the textbook implementation, slow).
+    precision: "fp32" (default); "bf16", "fp16", "int8", "int4": a model for inference whose weights are held in that format
+    (docs/weight_formats.md); "fp64" with backend="ref".  backend: "cpu" (default, fast) or "ref" (the textbook implementation, slow).
     Raises ValueError (an argument), DeviceError (no such device here), NotImplementedError (a kind of layer that
     this build lacks).
 
@@ -433,7 +433,7 @@ class RWKV:
         """Continue sequences.  ids: (B,T), (T,) or one integer, T >= 1.  state: None = the beginning.
 
         Returns (logits (B,T,V) float32, the state after the last token); the given state is unchanged.  Any split of a
-        sequence gives the same logits.  Raises ValueError as a call does.
+        sequence gives the same logits (of int8 and int4 models: see docs/weight_formats.md).  Raises ValueError as a call does.
         """
         ids = token_ids(ids, self.config.vocab_size)
         logits, after = self._core.forward(ids, to_core(state, self._core, len(ids)), "all")
