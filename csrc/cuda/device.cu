@@ -1,13 +1,159 @@
 #include "cuda/device.h"
 
-#include <cuda_runtime.h>
+#include <string.h>
 
-#include "base/err.h"
+#include <new>
 
-extern "C" int rk_cuda_device_count(int *count, const char **reason) {
+#include "cuda/blas.h"
+#include "cuda/launch.h"
+
+enum { RING = 1 << 20 }; /* pinned memory that small writes pass through: ids and targets of a step take 64 KiB at 8192 tokens */
+
+struct RkCuda {
+    RkMemory memory; /* first: a pointer to it is a pointer to this */
+    int device, tf32;
+    cudaStream_t stream;
+    void *scratch;
+    char *ring;
+    size_t ring_used;
+    RkCudaBlas *blas;
+};
+
+static thread_local RkCuda *bound;
+
+static RkCuda *cuda_of(RkMemory *m) { return reinterpret_cast<RkCuda *>(m); }
+
+int rk_cuda_check(cudaError_t status, const char *doing) {
+    if (status == cudaSuccess) return RK_OK;
+    cudaGetLastError(); /* an error that can be recovered from is told once */
+    return rk_fail(status == cudaErrorMemoryAllocation ? RK_ENOMEM : RK_EDEVICE, "%s: %s", doing, cudaGetErrorString(status));
+}
+
+int rk_cuda_device_count(int *count, const char **reason) {
     *count = 0;
     cudaError_t status = cudaGetDeviceCount(count);
     *reason = status == cudaSuccess ? nullptr : cudaGetErrorString(status);
     if (status != cudaSuccess) *count = 0;
     return status == cudaSuccess ? RK_OK : RK_EDEVICE;
+}
+
+/* ---- the stream of a thread ---- */
+
+static int cuda_bind(RkMemory *m) {
+    bound = cuda_of(m);
+    return rk_cuda_check(cudaSetDevice(bound->device), "choosing the device");
+}
+
+void *rk_cuda_stream(void) { return bound ? bound->stream : nullptr; }
+RkCudaBlas *rk_cuda_blas(void) { return bound ? bound->blas : nullptr; }
+int rk_cuda_tf32(void) { return bound ? bound->tf32 : 0; }
+
+int rk_cuda_scratch(size_t bytes, void **out) {
+    if (!bound) return rk_fail(RK_EDEVICE, "an operation of the cuda backend ran without a device bound to its thread");
+    if (bytes > RK_CUDA_SCRATCH) return rk_fail(RK_EDEVICE, "an operation needs %zu bytes of scratch; there are %d", bytes, static_cast<int>(RK_CUDA_SCRATCH));
+    *out = bound->scratch;
+    return RK_OK;
+}
+
+static int time_once(int (*run)(const void *), const void *args, cudaEvent_t from, cudaEvent_t to, float *ms) {
+    cudaStream_t stream = rk_stream();
+    if (int rc = rk_cuda_check(cudaEventRecord(from, stream), "recording an event")) return rc;
+    if (int rc = run(args)) return rc;
+    if (int rc = rk_cuda_check(cudaEventRecord(to, stream), "recording an event")) return rc;
+    if (int rc = rk_cuda_check(cudaEventSynchronize(to), "waiting for an event")) return rc;
+    return rk_cuda_check(cudaEventElapsedTime(ms, from, to), "reading a time");
+}
+
+int rk_cuda_time(int (*run)(const void *), const void *args, int n, float *ms) {
+    cudaEvent_t from, to;
+    if (int rc = rk_cuda_check(cudaEventCreate(&from), "creating an event")) return rc;
+    int rc = rk_cuda_check(cudaEventCreate(&to), "creating an event");
+    for (int i = 0; !rc && i < n; i++) rc = time_once(run, args, from, to, &ms[i]);
+    cudaEventDestroy(from);
+    cudaEventDestroy(to);
+    return rc;
+}
+
+/* ---- memory ---- */
+
+static int cuda_zero(RkMemory *m, void *p, size_t bytes) {
+    return rk_cuda_check(cudaMemsetAsync(p, 0, bytes, cuda_of(m)->stream), "zeroing memory");
+}
+
+static void *cuda_alloc(RkMemory *m, size_t bytes) {
+    void *p = nullptr;
+    if (cuda_bind(m) || cudaMalloc(&p, bytes ? bytes : 1) != cudaSuccess) return cudaGetLastError(), nullptr;
+    if (cuda_zero(m, p, bytes)) return cudaFree(p), nullptr;
+    return p;
+}
+
+static void cuda_release(RkMemory *m, void *p, size_t) {
+    cudaSetDevice(cuda_of(m)->device);
+    cudaFree(p); /* waits for what uses it */
+}
+
+static int cuda_copy(RkMemory *m, void *to, const void *from, size_t bytes) {
+    if (!bytes) return RK_OK;
+    return rk_cuda_check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, cuda_of(m)->stream), "copying memory");
+}
+
+static int wait(RkCuda *c, const char *doing) {
+    c->ring_used = 0;
+    return rk_cuda_check(cudaStreamSynchronize(c->stream), doing);
+}
+
+static int cuda_write(RkMemory *m, void *to, const void *host, size_t bytes) {
+    RkCuda *c = cuda_of(m);
+    const void *from = host;
+    if (bytes <= RING) {
+        if (c->ring_used + bytes > RING)
+            if (int rc = wait(c, "writing to the device")) return rc;
+        from = memcpy(c->ring + c->ring_used, host, bytes);
+        c->ring_used += (bytes + 15) & ~static_cast<size_t>(15);
+    }
+    int rc = rk_cuda_check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, c->stream), "writing to the device");
+    return rc || bytes <= RING ? rc : wait(c, "writing to the device");
+}
+
+static int cuda_read(RkMemory *m, void *host, const void *from, size_t bytes) {
+    RkCuda *c = cuda_of(m);
+    int rc = rk_cuda_check(cudaMemcpyAsync(host, from, bytes, cudaMemcpyDeviceToHost, c->stream), "reading from the device");
+    return rc ? rc : wait(c, "reading from the device");
+}
+
+static void cuda_close(RkMemory *m) {
+    RkCuda *c = cuda_of(m);
+    if (bound == c) bound = nullptr;
+    cudaSetDevice(c->device);
+    rk_cuda_blas_close(c->blas);
+    cudaFree(c->scratch);
+    if (c->ring) cudaFreeHost(c->ring);
+    if (c->stream) cudaStreamDestroy(c->stream);
+    delete c;
+}
+
+static int start(RkCuda *c) {
+    if (int rc = rk_cuda_check(cudaSetDevice(c->device), "choosing the device")) return rc;
+    if (int rc = rk_cuda_check(cudaStreamCreateWithFlags(&c->stream, cudaStreamNonBlocking), "creating a stream")) return rc;
+    if (int rc = rk_cuda_check(cudaMallocHost(reinterpret_cast<void **>(&c->ring), RING), "allocating pinned memory")) return rc;
+    if (int rc = rk_cuda_check(cudaMalloc(&c->scratch, RK_CUDA_SCRATCH), "allocating scratch")) return rc;
+    return rk_cuda_blas_open(&c->blas);
+}
+
+int rk_cuda_open(int device, int tf32, RkMemory **memory) {
+    int count = 0;
+    const char *reason = nullptr;
+    *memory = nullptr;
+    if (rk_cuda_device_count(&count, &reason) || !count)
+        return rk_fail(RK_EDEVICE, "device \"cuda\" cannot be used: %s; device=\"cpu\" works everywhere", reason ? reason : "there is no CUDA device");
+    if (device < 0 || device >= count) return rk_fail(RK_EDEVICE, "device \"cuda:%d\" does not exist; there are %d, from cuda:0", device, count);
+    RkCuda *c = new (std::nothrow) RkCuda();
+    if (!c) return rk_fail(RK_ENOMEM, "no memory for a device");
+    c->memory = {cuda_alloc, cuda_release, cuda_copy, cuda_write, cuda_read, cuda_zero, cuda_bind, cuda_close};
+    c->device = device;
+    c->tf32 = tf32;
+    int rc = start(c);
+    if (rc) return cuda_close(&c->memory), rc;
+    *memory = &c->memory;
+    return RK_OK;
 }

@@ -1,0 +1,179 @@
+/* runtime.cpp - memory, streams, graphs and events of the host runtime. Work runs when it is queued, or is recorded while its stream
+ * is being captured. Device memory begins as NaN and is guarded on both sides; the guards are looked at whenever somebody waits. */
+#include <stdio.h>
+#include <stdlib.h>
+
+#include <chrono>
+#include <map>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "host.h"
+
+struct CUgraph_st { std::vector<std::function<const char *()>> work; };
+struct CUstream_st { CUgraph_st *capturing; };
+struct CUevent_st { std::chrono::steady_clock::time_point at; };
+
+namespace {
+
+constexpr size_t GUARD = 4096;
+constexpr unsigned char GUARD_BYTE = 0xc5;
+constexpr size_t FILLED = 4 << 20; /* of an allocation: scratch is large, and ops use its beginning */
+
+std::mutex lock;
+struct Allocation { char *block; size_t bytes; };
+std::map<char *, Allocation> allocations; /* by the address the caller has */
+int captures;
+thread_local std::string failure;
+thread_local cudaError_t last;
+
+cudaError_t failed(cudaError_t code, const std::string &why) {
+    failure = why;
+    return last = code;
+}
+
+cudaError_t queue_work(cudaStream_t stream, std::function<const char *()> work) {
+    if (stream && stream->capturing) {
+        stream->capturing->work.push_back(std::move(work));
+        return cudaSuccess;
+    }
+    const char *problem = work();
+    return problem ? failed(cudaErrorLaunchFailure, problem) : cudaSuccess;
+}
+
+bool intact(const char *guard) {
+    for (size_t i = 0; i < GUARD; i++)
+        if (static_cast<unsigned char>(guard[i]) != GUARD_BYTE) return false;
+    return true;
+}
+
+cudaError_t check_guards() {
+    std::lock_guard<std::mutex> held(lock);
+    for (const auto &a : allocations) {
+        std::string name = "an allocation of " + std::to_string(a.second.bytes) + " bytes was written ";
+        if (!intact(a.first - GUARD)) return failed(cudaErrorLaunchFailure, name + "before its start");
+        if (!intact(a.first + a.second.bytes)) return failed(cudaErrorLaunchFailure, name + "past its end");
+    }
+    return cudaSuccess;
+}
+
+cudaError_t refuse_in_capture(const char *what) {
+    if (!captures) return cudaSuccess;
+    return failed(cudaErrorStreamCaptureInvalidated, std::string(what) + " while a stream is being captured");
+}
+
+} // namespace
+
+namespace cuda_host {
+cudaError_t queue_call(cudaStream_t stream, std::function<const char *()> work) { return queue_work(stream, std::move(work)); }
+cudaError_t queue(cudaStream_t stream, const Shape &shape, std::function<void()> thread) {
+    return queue_work(stream, [shape, thread]() mutable { return run(shape, &thread); });
+}
+} // namespace cuda_host
+
+cudaError_t cuda_host_malloc(void **p, size_t bytes) {
+    if (cudaError_t rc = refuse_in_capture("an allocation")) return rc;
+    if (bytes > static_cast<size_t>(1) << 40) return failed(cudaErrorMemoryAllocation, "out of memory");
+    char *block = static_cast<char *>(malloc(bytes + 2 * GUARD + 256));
+    if (!block) return failed(cudaErrorMemoryAllocation, "out of memory");
+    char *at = reinterpret_cast<char *>((reinterpret_cast<size_t>(block) + GUARD + 255) & ~static_cast<size_t>(255));
+    memset(at - GUARD, GUARD_BYTE, GUARD);
+    memset(at, 0xff, bytes < FILLED ? bytes : FILLED);
+    memset(at + bytes, GUARD_BYTE, GUARD);
+    std::lock_guard<std::mutex> held(lock);
+    allocations[at] = {block, bytes};
+    *p = at;
+    return cudaSuccess;
+}
+
+cudaError_t cudaFree(void *p) {
+    if (!p) return cudaSuccess;
+    cudaError_t rc = check_guards();
+    std::lock_guard<std::mutex> held(lock);
+    auto found = allocations.find(static_cast<char *>(p));
+    if (found == allocations.end()) return failed(cudaErrorInvalidValue, "freeing what was not allocated");
+    free(found->second.block);
+    allocations.erase(found);
+    return rc;
+}
+
+const char *cudaGetErrorString(cudaError_t code) {
+    return code == cudaSuccess ? "no error" : failure.empty() ? "an error" : failure.c_str();
+}
+cudaError_t cudaGetLastError() { cudaError_t code = last; last = cudaSuccess; return code; }
+cudaError_t cudaPeekAtLastError() { return last; }
+cudaError_t cudaGetDeviceCount(int *n) { *n = 1; return cudaSuccess; }
+cudaError_t cudaSetDevice(int device) { return device == 0 ? cudaSuccess : failed(cudaErrorInvalidValue, "invalid device ordinal"); }
+cudaError_t cudaGetDevice(int *device) { *device = 0; return cudaSuccess; }
+cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr which, int) {
+    *value = which == cudaDevAttrMultiProcessorCount ? 4 : which == cudaDevAttrMaxSharedMemoryPerBlockOptin ? 227 << 10 : which == cudaDevAttrComputeCapabilityMajor ? 9 : 0;
+    return cudaSuccess;
+}
+cudaError_t cudaDeviceSynchronize() { return check_guards(); }
+
+/* ---- copies ---- */
+
+cudaError_t cudaMallocHost(void **p, size_t bytes) { return (*p = malloc(bytes)) ? cudaSuccess : failed(cudaErrorMemoryAllocation, "out of memory"); }
+cudaError_t cudaFreeHost(void *p) { free(p); return cudaSuccess; }
+cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpyKind, cudaStream_t stream) {
+    return queue_work(stream, [=]() -> const char * { memmove(to, from, bytes); return nullptr; });
+}
+cudaError_t cudaMemcpy(void *to, const void *from, size_t bytes, cudaMemcpyKind kind) {
+    if (cudaError_t rc = refuse_in_capture("a copy that waits")) return rc;
+    return cudaMemcpyAsync(to, from, bytes, kind, nullptr);
+}
+cudaError_t cudaMemcpy2DAsync(void *to, size_t to_pitch, const void *from, size_t from_pitch, size_t width, size_t height, cudaMemcpyKind, cudaStream_t stream) {
+    return queue_work(stream, [=]() -> const char * {
+        for (size_t i = 0; i < height; i++) memmove(static_cast<char *>(to) + i * to_pitch, static_cast<const char *>(from) + i * from_pitch, width);
+        return nullptr;
+    });
+}
+cudaError_t cudaMemsetAsync(void *p, int value, size_t bytes, cudaStream_t stream) {
+    return queue_work(stream, [=]() -> const char * { memset(p, value, bytes); return nullptr; });
+}
+cudaError_t cudaMemset(void *p, int value, size_t bytes) { return cudaMemsetAsync(p, value, bytes, nullptr); }
+cudaError_t cudaMemGetInfo(size_t *left, size_t *total) { *left = *total = static_cast<size_t>(1) << 34; return cudaSuccess; }
+
+/* ---- streams, graphs, events ---- */
+
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned) { *stream = new CUstream_st{nullptr}; return cudaSuccess; }
+cudaError_t cudaStreamDestroy(cudaStream_t stream) { delete stream; return cudaSuccess; }
+cudaError_t cudaStreamSynchronize(cudaStream_t) {
+    if (cudaError_t rc = refuse_in_capture("waiting")) return rc;
+    return check_guards();
+}
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
+    if (!stream || stream->capturing) return failed(cudaErrorInvalidValue, "this stream cannot be captured");
+    stream->capturing = new CUgraph_st;
+    captures++;
+    return cudaSuccess;
+}
+cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *graph) {
+    *graph = stream->capturing;
+    stream->capturing = nullptr;
+    captures--;
+    return cudaSuccess;
+}
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t *exec, cudaGraph_t graph, unsigned long long) { *exec = new CUgraph_st(*graph); return cudaSuccess; }
+cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream) {
+    for (auto &work : exec->work)
+        if (cudaError_t rc = queue_work(stream, work)) return rc;
+    return cudaSuccess;
+}
+cudaError_t cudaGraphDestroy(cudaGraph_t graph) { delete graph; return cudaSuccess; }
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) { delete exec; return cudaSuccess; }
+cudaError_t cudaEventCreate(cudaEvent_t *event) { *event = new CUevent_st; return cudaSuccess; }
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t *event, unsigned) { return cudaEventCreate(event); }
+cudaError_t cudaEventDestroy(cudaEvent_t event) { delete event; return cudaSuccess; }
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t) { event->at = std::chrono::steady_clock::now(); return cudaSuccess; }
+cudaError_t cudaEventSynchronize(cudaEvent_t) { return check_guards(); }
+cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t from, cudaEvent_t to) {
+    *ms = std::chrono::duration<float, std::milli>(to->at - from->at).count();
+    return cudaSuccess;
+}
+cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned) { return cudaSuccess; }
+cudaError_t cudaFuncSetAttribute(const void *kernel, cudaFuncAttribute which, int value) {
+    if (which == cudaFuncAttributeMaxDynamicSharedMemorySize) cuda_host::allow_dynamic(kernel, static_cast<size_t>(value));
+    return cudaSuccess;
+}
