@@ -13,9 +13,17 @@ enum {
     RK_EDEVICE = -6  /* a device failed or is missing       -> DeviceError         */
 };
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 /* Stores the message for this thread and returns `code`, so that `return rk_fail(...)` reads well. */
 int rk_fail(int code, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 const char *rk_error(void);
+
+#ifdef __cplusplus
+}
+#endif
 
 #define RK_TRY(expr)                  \
     do {                              \

@@ -18,7 +18,7 @@
     P(k_proj, "att.k_proj.weight", SHAPE(D_GN, D_C), NORMAL(0.02),      P_WEIGHT) \
     P(v_proj, "att.v_proj.weight", SHAPE(D_GN, D_C), NORMAL(0.02),      P_WEIGHT) \
     P(o_proj, "att.o_proj.weight", SHAPE(D_C, D_C),  NORMAL_DEEP(0.02), P_WEIGHT)
-#define SAVED(A) A(q, HEAD, 0) A(k, KEYS, 0) A(v, KEYS, 0) A(y, HEAD, 0) A(lse, SHAPE(D_B, D_H, D_T), A_TRAIN)
+#define SAVED(A) A(q, HEAD, 0) A(k, KEYS, 0) A(v, KEYS, 0) A(y, HEAD, 0) A(lse, SHAPE(D_B, D_H, D_T), A_TRAIN | A_SUM)
 #define SCRATCH(A)                                                                \
     A(dy, HEAD, A_TRAIN) A(dq, HEAD, A_TRAIN) A(dk, KEYS, A_TRAIN)                \
     A(dv, KEYS, A_TRAIN) A(dx, SHAPE(D_B, D_T, D_C), A_TRAIN)

@@ -63,7 +63,8 @@ enum {
     P_MATRIX = 32,     /* read by one `linear` alone: may be held in every format of weights, and its gradient is written by
                           that op where the call says fresh */
     P_HALF = 64,       /* read by `lowrank` or `embed` alone: may be held as bf16 or f16 */
-    P_WEIGHT = P_DECAY | P_MATRIX
+    P_WEIGHT = P_DECAY | P_MATRIX,
+    A_SUM = 128        /* a row of the store's sum_dtype */
 };
 typedef struct RkParamSpec { const char *name; RkShape shape; RkInit init; unsigned flags; } RkParamSpec;
 typedef struct RkRowSpec { const char *name; RkShape shape; unsigned flags; } RkRowSpec;

@@ -41,9 +41,9 @@ static double ramp_mix_rg(const RkInitAt *at, int i) { return share(at, i, 0.5 *
 /* In the backward the gradient of a mixed input replaces it: xr then holds dxr, and so on. */
 #define SCRATCH(A)                                                                            \
     A(xk, ROWS, 0) A(xv, ROWS, 0) A(xr, ROWS, 0) A(xg, ROWS, 0) A(o, ROWS, 0)                 \
-    A(y, HEAD, 0) A(ckpt, SHAPE(D_BH, D_CHUNKS, D_N, D_N), A_TRAIN)                           \
+    A(y, HEAD, 0) A(ckpt, SHAPE(D_BH, D_CHUNKS, D_N, D_N), A_TRAIN | A_SUM)                           \
     A(dr, HEAD, A_TRAIN) A(dk, HEAD, A_TRAIN) A(dv, HEAD, A_TRAIN) A(dy, HEAD, A_TRAIN)       \
-    A(sums, SHAPE(D_BH, 2, D_N), A_TRAIN)
+    A(sums, SHAPE(D_BH, 2, D_N), A_TRAIN | A_SUM)
 
 #define STATE(A) A(att_shift, SHAPE(D_B, D_C), 0) A(wkv, SHAPE(D_B, D_H, D_N, D_N), P_INIT_STATE)
 /* clang-format on */

@@ -50,9 +50,9 @@ static double ramp_maa_rg(const RkInitAt *at, int i) { return 1 - share(at, i, 0
  * read-out is there, and again when it has been used up; so is dy in the backward. */
 #define SCRATCH(A)                                                                            \
     A(xw, ROWS, 0) A(xk, ROWS, 0) A(xv, ROWS, 0) A(xr, ROWS, 0) A(xg, ROWS, 0) A(o, ROWS, 0)  \
-    A(w, HEAD, 0) A(y, HEAD, 0) A(ckpt, SHAPE(D_BH, D_CHUNKS, D_N, D_N), A_TRAIN)             \
+    A(w, HEAD, 0) A(y, HEAD, 0) A(ckpt, SHAPE(D_BH, D_CHUNKS, D_N, D_N), A_TRAIN | A_SUM)             \
     A(dr, HEAD, A_TRAIN) A(dk, HEAD, A_TRAIN) A(dv, HEAD, A_TRAIN) A(dw, HEAD, A_TRAIN)       \
-    A(dy, HEAD, A_TRAIN) A(sums, SHAPE(D_BH, 2, D_N), A_TRAIN)                                \
+    A(dy, HEAD, A_TRAIN) A(sums, SHAPE(D_BH, 2, D_N), A_TRAIN | A_SUM)                                \
     A(dhm, SHAPE(D_B, D_T, D_5DM), A_TRAIN) A(dhw, SHAPE(D_B, D_T, D_DW), A_TRAIN)
 
 #define STATE(A) A(att_shift, SHAPE(D_B, D_C), 0) A(wkv, SHAPE(D_B, D_H, D_N, D_N), P_INIT_STATE)

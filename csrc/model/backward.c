@@ -1,7 +1,5 @@
 /* backward.c - the block loop downwards. The norms are computed again (one pass over memory each) instead of saved;
  * with grad_cp so is the whole block, from the same inputs by the same code, hence to the same bits. */
-#include <string.h>
-
 #include "model/model.h"
 
 static void bind_dstate(RkCall *call, const RkBackward *b, int layer, int channel_mix) {
@@ -30,7 +28,7 @@ static int half_backward(RkModel *m, const RkBackward *b, const RkState *before,
 
 int rk_blocks_backward(RkModel *m, const RkBackward *b, const RkState *before) {
     RkTensor dv = m->work.carry.dv_first;
-    if (dv.p) memset(dv.p, 0, rk_numel(dv) * rk_dtype_size(dv.dtype));
+    if (dv.p) RK_TRY(m->store.memory->zero(m->store.memory, dv.p, rk_numel(dv) * rk_dtype_size(dv.dtype)));
     for (int l = m->cfg.L - 1; l >= 0; l--) {
         if (b->grad_cp && l < m->cfg.L - 1) RK_TRY(rk_block_forward(m, l, before, NULL));
         RK_TRY(half_backward(m, b, before, l, 1));

@@ -58,6 +58,19 @@ int rk_blocks_forward(RkModel *m, const RkState *before, RkState *after) {
     return RK_OK;
 }
 
+/* Ids and targets as ops see them: copied where the memory is not the host's. */
+static int upload_ids(RkModel *m, RkForward *f) {
+    RkMemory *memory = m->store.memory;
+    size_t R = (size_t)f->B * (size_t)f->T;
+    f->op_ids = f->ids;
+    f->op_targets = f->targets;
+    if (rk_on_host(memory)) return RK_OK;
+    RK_TRY(memory->write(memory, m->work.ids, f->ids, R * sizeof *f->ids));
+    f->op_ids = m->work.ids;
+    f->op_targets = f->targets ? m->work.ids + R : NULL;
+    return f->targets ? memory->write(memory, m->work.ids + R, f->targets, R * sizeof *f->targets) : RK_OK;
+}
+
 static int embed(RkModel *m, const int32_t *ids) {
     RkWork *w = &m->work;
     RkEmbed e = {.ids = ids, .w = m->man.param[m->man.emb].value, .y = w->emb};
@@ -101,11 +114,13 @@ static int infer_piece(RkModel *m, RkForward *f, int32_t *room, int t0, int n) {
         piece.targets = whole ? f->targets : targets;
     }
     RK_TRY(rk_model_prepare(m, (RkWorkSize){f->B, n, 0, 0}));
-    RK_TRY(embed(m, piece.ids));
+    RK_TRY(upload_ids(m, &piece));
+    RK_TRY(embed(m, piece.op_ids));
     RK_TRY(rk_blocks_forward(m, state, state));
     rk_state_advance(state, state->past, n);
     if (piece.targets) {
         RK_TRY(rk_head_loss(m, &piece, 1, 0, 0));
+        RK_TRY(rk_head_loss_sum(m, &piece.loss));
         f->loss += piece.loss;
         f->count += piece.count;
     }
@@ -116,9 +131,10 @@ static int infer_piece(RkModel *m, RkForward *f, int32_t *room, int t0, int n) {
 /* The state is copied first and then updated in place: with one token per call there is nothing else to keep. */
 int rk_model_forward(RkModel *m, RkForward *f) {
     RK_TRY(rk_check_ids(m, f));
+    RK_TRY(m->store.memory->bind(m->store.memory));
     RK_TRY(rk_state_reserve(f->after, (int64_t)(f->before ? f->before->past : 0) + f->T));
     if (f->before && f->before != f->after) RK_TRY(rk_state_copy(f->after, f->before));
-    if (!f->before) rk_state_from_params(f->after, &m->man);
+    if (!f->before) RK_TRY(rk_state_from_params(f->after, &m->man, m->be));
     int piece = rk_model_piece(f->B);
     f->loss = 0;
     f->count = 0;
@@ -133,7 +149,7 @@ int rk_model_forward(RkModel *m, RkForward *f) {
 
 /* ---- training ---- */
 
-static int embed_backward(RkModel *m, const int32_t *ids) {
+static int embed_backward(RkModel *m, const RkForward *f) {
     RkWork *w = &m->work;
     if (m->man.ln0 >= 0) {
         RkLayerNorm norm = rk_norm_call(m, m->man.ln0, w->emb, w->xn, w->stats0);
@@ -141,8 +157,8 @@ static int embed_backward(RkModel *m, const int32_t *ids) {
         norm.dx = w->dx;
         RK_TRY(m->be->layernorm_bwd(&norm));
     }
-    for (size_t i = 0, n = rk_rows(w->dx); i < n; i++) m->used[ids[i]] = 1;
-    RkEmbed e = {.ids = ids, .dy = w->dx, .dw = m->man.param[m->man.emb].grad};
+    for (size_t i = 0, n = rk_rows(w->dx); i < n; i++) m->used[f->ids[i]] = 1;
+    RkEmbed e = {.ids = f->op_ids, .dy = w->dx, .dw = m->man.param[m->man.emb].grad};
     return m->be->embed_bwd(&e);
 }
 
@@ -164,14 +180,17 @@ static int prepare_states(RkBackward *b) {
 
 int rk_model_forward_backward(RkModel *m, RkBackward *b) {
     RK_TRY(rk_check_ids(m, &b->f));
+    RK_TRY(m->store.memory->bind(m->store.memory));
     RK_TRY(rk_model_need_grads(m));
     RK_TRY(prepare_states(b));
     RK_TRY(rk_model_prepare(m, (RkWorkSize){b->f.B, b->f.T, 1, b->grad_cp}));
-    RK_TRY(embed(m, b->f.ids));
+    RK_TRY(upload_ids(m, &b->f));
+    RK_TRY(embed(m, b->f.op_ids));
     RK_TRY(rk_blocks_forward(m, b->f.before, b->f.after));
     RK_TRY(rk_head_loss(m, &b->f, b->scale, b->l2, 1));
     RK_TRY(rk_blocks_backward(m, b, b->f.before));
     m->fresh = 0;
-    if (b->initial && b->dbefore) rk_state_grad_to_params(b->dbefore, &m->man);
-    return embed_backward(m, b->f.ids);
+    if (b->initial && b->dbefore) RK_TRY(rk_state_grad_to_params(b->dbefore, &m->man, m->be));
+    RK_TRY(embed_backward(m, &b->f));
+    return rk_head_loss_sum(m, &b->f.loss);
 }

@@ -1,9 +1,22 @@
 /* head.c - ln_out and the output matrix, in pieces of rows: no (B,T,V) tensor exists in training. */
-#include <string.h>
+#include <stdlib.h>
 
 #include "model/model.h"
 
-/* Cross-entropy of f->targets; with grad also the gradients of head and ln_out, and w->dx, that of the stream. */
+/* The sum of the loss's rows, in their order. Waits. */
+int rk_head_loss_sum(RkModel *m, double *loss) {
+    RkMemory *memory = m->store.memory;
+    size_t R = rk_numel(m->work.loss);
+    double *row = rk_on_host(memory) ? m->work.loss.p : malloc(R * sizeof *row);
+    if (!row) return rk_fail(RK_ENOMEM, "no memory for the loss of %zu tokens", R);
+    int rc = rk_on_host(memory) ? RK_OK : memory->read(memory, row, m->work.loss.p, R * sizeof *row);
+    *loss = 0;
+    for (size_t i = 0; !rc && i < R; i++) *loss += row[i];
+    if (!rk_on_host(memory)) free(row);
+    return rc;
+}
+
+/* Cross-entropy of f->targets, row by row into w->loss; with grad also the gradients of head and ln_out, and w->dx, that of the stream. */
 int rk_head_loss(RkModel *m, RkForward *f, double scale, double l2, int grad) {
     const RkBackend *be = m->be;
     RkWork *w = &m->work;
@@ -18,44 +31,54 @@ int rk_head_loss(RkModel *m, RkForward *f, double scale, double l2, int grad) {
                             .fresh = m->fresh && !first};
         if (grad) product.dx = rk_slice_rows(w->dxn, first, n);
         RK_TRY(be->linear_fwd(&product));
-        RkXent xent = {.logits = logits, .targets = f->targets + first, .grad = grad, .scale = scale, .l2 = l2,
+        RkXent xent = {.logits = logits, .targets = f->op_targets + first, .grad = grad, .scale = scale, .l2 = l2,
                        .loss = {(double *)w->loss.p + first, RK_F64, {(int32_t)n}}};
         RK_TRY(be->xent_fwd(&xent));
         if (grad) RK_TRY(be->linear_bwd(&product));
     }
-    f->loss = 0;
     f->count = 0;
-    for (size_t i = 0; i < R; i++) {
-        f->loss += ((double *)w->loss.p)[i];
-        f->count += f->targets[i] != RK_IGNORE;
-    }
+    for (size_t i = 0; i < R; i++) f->count += f->targets[i] != RK_IGNORE;
     if (!grad) return RK_OK;
     norm.dy = w->dxn;
     norm.dx = w->dx;
     return be->layernorm_bwd(&norm);
 }
 
+/* The product of normed rows and the output matrix into `out`, in the host's memory. */
+static int logits_of(RkModel *m, RkTensor xn, char *out) {
+    RkMemory *memory = m->store.memory;
+    int dtype = m->store.sum_dtype, V = m->cfg.V;
+    size_t n = rk_rows(xn), piece = rk_on_host(memory) ? n : rk_rows(m->work.logits), row = (size_t)V * rk_dtype_size(dtype);
+    for (size_t first = 0; first < n; first += piece) {
+        size_t rows = n - first < piece ? n - first : piece;
+        char *to = out + first * row;
+        RkLinear product = {.x = rk_slice_rows(xn, first, rows), .w = m->man.param[m->man.head].value,
+                            .y = {rk_on_host(memory) ? to : m->work.logits.p, dtype, {(int32_t)rows, V}}};
+        RK_TRY(m->be->linear_fwd(&product));
+        if (!rk_on_host(memory)) RK_TRY(memory->read(memory, to, product.y.p, rows * row));
+    }
+    return RK_OK;
+}
+
 /* Logits of the piece of tokens [t0, t0 + T of the work) into their places of f->out. */
 int rk_head_logits(RkModel *m, RkForward *f, int t0) {
     RkWork *w = &m->work;
+    RkMemory *memory = m->store.memory;
     size_t B = (size_t)f->B, n = (size_t)w->size.T, C = (size_t)m->cfg.C, V = (size_t)m->cfg.V;
-    size_t element = rk_dtype_size(m->be->dtype);
-    RkTensor weight = m->man.param[m->man.head].value;
+    size_t row = C * rk_dtype_size(m->store.dtype);
     RkLayerNorm norm = rk_norm_call(m, m->man.ln_out, w->x_out, w->xn, w->stats_out);
     if (f->logits == RK_LOGITS_LAST) {
-        for (size_t b = 0; b < B; b++)
-            memcpy((char *)w->last.p + b * C * element, (char *)w->x_out.p + ((b + 1) * n - 1) * C * element, C * element);
-        norm.x = norm.y = w->last;
+        for (size_t b = 0; n > 1 && b < B; b++)
+            RK_TRY(memory->copy(memory, (char *)w->last.p + b * row, (char *)w->x_out.p + ((b + 1) * n - 1) * row, row));
+        norm.x = n > 1 ? w->last : rk_slice_rows(w->x_out, 0, B);
+        norm.y = w->last;
         norm.stats.p = NULL;
         RK_TRY(m->be->layernorm_fwd(&norm));
-        RkLinear product = {.x = w->last, .w = weight, .y = {f->out, m->be->dtype, {f->B, m->cfg.V}}};
-        return m->be->linear_fwd(&product);
+        return logits_of(m, w->last, f->out);
     }
     RK_TRY(m->be->layernorm_fwd(&norm));
-    for (size_t b = 0; b < B; b++) {
-        char *out = (char *)f->out + (b * (size_t)f->T + (size_t)t0) * V * element;
-        RkLinear product = {.x = rk_slice_rows(w->xn, b * n, n), .w = weight, .y = {out, m->be->dtype, {(int32_t)n, m->cfg.V}}};
-        RK_TRY(m->be->linear_fwd(&product));
-    }
+    for (size_t b = 0; b < B; b++)
+        RK_TRY(logits_of(m, rk_slice_rows(w->xn, b * n, n),
+                         (char *)f->out + (b * (size_t)f->T + (size_t)t0) * V * rk_dtype_size(m->store.sum_dtype)));
     return RK_OK;
 }

@@ -126,16 +126,29 @@ static void fill_block(void *ctx, size_t task) {
     for (size_t i = task * FILL_BLOCK; i < end; i++) store(f->p->value, i, element(f, i));
 }
 
-int rk_manifest_init(RkManifest *m, const RkConfig *cfg, uint64_t seed) {
-    for (int i = 0; i < m->n; i++) {
-        const RkParam *p = &m->param[i];
-        RkRng rng = rk_rng(seed, p->name);
-        if (p->init.kind == INIT_ORTHO || p->init.kind == INIT_ORTHO_TALL) {
-            RK_TRY(init_ortho(p, rng));
-            continue;
-        }
-        Fill f = {p, rng, {p->layer, cfg->L, cfg->C, cfg->block[p->layer < 0 ? 0 : p->layer].N}};
-        rk_parallel((rk_numel(p->value) + FILL_BLOCK - 1) / FILL_BLOCK, fill_block, &f);
-    }
+/* One parameter, in the host's memory. */
+static int init_one(const RkParam *p, const RkConfig *cfg, uint64_t seed) {
+    RkRng rng = rk_rng(seed, p->name);
+    if (p->init.kind == INIT_ORTHO || p->init.kind == INIT_ORTHO_TALL) return init_ortho(p, rng);
+    Fill f = {p, rng, {p->layer, cfg->L, cfg->C, cfg->block[p->layer < 0 ? 0 : p->layer].N}};
+    rk_parallel((rk_numel(p->value) + FILL_BLOCK - 1) / FILL_BLOCK, fill_block, &f);
+    return RK_OK;
+}
+
+/* For a parameter elsewhere: in float32 here, then there. */
+static int init_elsewhere(const RkParam *p, const RkConfig *cfg, RkMemory *memory, uint64_t seed) {
+    RkParam here = *p;
+    here.value.dtype = RK_F32;
+    here.value.p = malloc(rk_numel(p->value) * sizeof(float));
+    if (!here.value.p) return rk_fail(RK_ENOMEM, "no memory to initialise %s", p->name);
+    int rc = init_one(&here, cfg, seed);
+    if (!rc) rc = rk_tensor_write(memory, p->value, here.value.p);
+    free(here.value.p);
+    return rc;
+}
+
+int rk_manifest_init(RkManifest *m, const RkConfig *cfg, RkMemory *memory, uint64_t seed) {
+    for (int i = 0; i < m->n; i++)
+        RK_TRY(rk_on_host(memory) ? init_one(&m->param[i], cfg, seed) : init_elsewhere(&m->param[i], cfg, memory, seed));
     return RK_OK;
 }

@@ -20,7 +20,7 @@ static const RkParamSpec head_rows[] = {{"head.weight", SHAPE(D_V, D_C), ORTHO(0
 
 /* ---- building the list ---- */
 
-typedef struct { RkManifest *m; const RkConfig *cfg; int dtype, layer; } Builder;
+typedef struct { RkManifest *m; const RkConfig *cfg; RkStore store; int layer; } Builder;
 
 /* Appends a table's rows; returns where they begin. Without memory (first pass) only counts. */
 static int append(Builder *b, const RkParamSpec *rows, int n) {
@@ -37,7 +37,8 @@ static int append(Builder *b, const RkParamSpec *rows, int n) {
         p->flags = rows[i].flags;
         p->layer = b->layer;
         p->optional = (p->flags & P_VALUE_GATE) && b->layer == b->m->value_layer;
-        p->value = p->grad = rk_shape_resolve(rows[i].shape, b->dtype, &dims);
+        p->value = rk_shape_resolve(rows[i].shape, b->store.dtype, &dims);
+        p->grad = rk_shape_resolve(rows[i].shape, b->store.sum_dtype, &dims);
     }
     return first;
 }
@@ -68,8 +69,8 @@ static void append_all(Builder *b) {
     m->head = append(b, head_rows, 1);
 }
 
-int rk_manifest_build(RkManifest *m, const RkConfig *cfg, int dtype) {
-    Builder b = {m, cfg, dtype, -1};
+int rk_manifest_build(RkManifest *m, const RkConfig *cfg, RkStore store) {
+    Builder b = {m, cfg, store, -1};
     m->param = NULL;
     m->value_layer = -1;
     for (int l = cfg->L - 1; l >= 0; l--)

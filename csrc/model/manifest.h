@@ -5,6 +5,7 @@
 #define RK_MODEL_MANIFEST_H
 
 #include "base/arena.h"
+#include "base/memory.h"
 #include "model/config.h"
 
 typedef struct RkParam {
@@ -27,14 +28,15 @@ typedef struct RkManifest {
     int value_layer; /* the first layer whose time mix has a value gate, which defines v_first; -1: none */
 } RkManifest;
 
-int rk_manifest_build(RkManifest *m, const RkConfig *cfg, int dtype);
+/* Shapes and element types; memory comes with rk_manifest_place. */
+int rk_manifest_build(RkManifest *m, const RkConfig *cfg, RkStore store);
 void rk_manifest_free(RkManifest *m);
 
 /* Places every value (or gradient) in the arena; with an arena without memory, measures. */
 void rk_manifest_place(RkManifest *m, RkArena *a, int gradients);
 
-/* The reference initialisation: each element is a function of (seed, name, index) alone. Host memory. */
-int rk_manifest_init(RkManifest *m, const RkConfig *cfg, uint64_t seed);
+/* The reference initialisation: each element is a function of (seed, name, index) alone. */
+int rk_manifest_init(RkManifest *m, const RkConfig *cfg, RkMemory *memory, uint64_t seed);
 
 /* Whether a parameter may be held in this format of weights: matrices in any whose blocks fit their rows, low-rank matrices
  * and the embedding as bf16 or f16 too, everything else as float32 alone. */

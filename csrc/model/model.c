@@ -6,20 +6,19 @@
 #include "base/parallel.h"
 #include "base/quant.h"
 
-int rk_model_create(RkModel *m, const RkConfig *cfg, const RkBackend *be) {
+int rk_model_create(RkModel *m, const RkConfig *cfg, const RkBackend *be, int device) {
     memset(m, 0, sizeof *m);
     RK_TRY(rk_config_check(cfg));
     m->cfg = *cfg;
     m->be = be;
-    RK_TRY(rk_manifest_build(&m->man, &m->cfg, be->dtype));
+    RK_TRY(rk_store_open(be, device, &m->store));
+    int rc = rk_manifest_build(&m->man, &m->cfg, m->store);
+    if (rc) return rk_model_free(m), rc;
     RkArena a = {0};
     rk_manifest_place(&m->man, &a, 0);
     m->value_bytes = a.used;
-    m->values = rk_pages_alloc(a.used);
-    if (!m->values) {
-        rk_manifest_free(&m->man);
-        return rk_fail(RK_ENOMEM, "no memory for the parameters: %zu MiB", a.used >> 20);
-    }
+    m->values = m->store.memory->alloc(m->store.memory, a.used);
+    if (!m->values) return rk_model_free(m), rk_fail(RK_ENOMEM, "no memory for the parameters: %zu MiB", a.used >> 20);
     a = (RkArena){m->values, 0, m->value_bytes};
     rk_manifest_place(&m->man, &a, 0);
     return RK_OK;
@@ -38,25 +37,27 @@ static int take_weight(RkParam *p, RkTensor weight) {
 int rk_model_create_over(RkModel *m, const RkConfig *cfg, const RkBackend *be, const RkTensor *weights) {
     memset(m, 0, sizeof *m);
     RK_TRY(rk_config_check(cfg));
-    RK_CHECK(be->dtype == RK_F32, "weights in formats of their own need a float32 backend, not %s", be->name);
+    RK_CHECK(be->dtype == RK_F32 && !be->open, "weights in formats of their own need a float32 backend, not %s", be->name);
     m->cfg = *cfg;
     m->be = be;
-    RK_TRY(rk_manifest_build(&m->man, &m->cfg, be->dtype));
-    int rc = RK_OK;
+    RK_TRY(rk_store_open(be, 0, &m->store));
+    int rc = rk_manifest_build(&m->man, &m->cfg, m->store);
     for (int i = 0; !rc && i < m->man.n; i++) {
         rc = take_weight(&m->man.param[i], weights[i]);
         m->value_bytes += rk_bytes(weights[i]);
     }
-    if (rc) rk_manifest_free(&m->man);
+    if (rc) rk_model_free(m);
     return rc;
 }
 
 void rk_model_free(RkModel *m) {
-    rk_pages_free(m->values, m->value_bytes);
-    rk_pages_free(m->grads, m->grad_bytes);
+    RkMemory *memory = m->store.memory;
+    if (m->values) memory->release(memory, m->values, m->value_bytes);
+    if (m->grads) memory->release(memory, m->grads, m->grad_bytes);
     free(m->used);
     rk_manifest_free(&m->man);
     rk_work_free(&m->work);
+    rk_store_close(&m->store);
 }
 
 size_t rk_embedding_bytes(const RkModel *m) { return (size_t)m->cfg.V * (size_t)m->cfg.C * rk_dtype_size(m->be->dtype); }
@@ -64,33 +65,25 @@ size_t rk_embedding_bytes(const RkModel *m) { return (size_t)m->cfg.V * (size_t)
 int rk_model_need_grads(RkModel *m) {
     if (m->grads) return RK_OK;
     RK_CHECK(m->values, "the weights of this model are held for inference; load it with precision='fp32' to train it");
+    RkMemory *memory = m->store.memory;
+    RkArena a = {0};
+    rk_manifest_place(&m->man, &a, 1);
     m->used = calloc((size_t)m->cfg.V, sizeof *m->used);
-    m->grads = m->used ? rk_pages_alloc(m->value_bytes) : NULL;
+    m->grads = m->used ? memory->alloc(memory, a.used) : NULL;
     if (!m->grads) {
         free(m->used);
         m->used = NULL;
-        return rk_fail(RK_ENOMEM, "no memory for the gradients: %zu MiB", m->value_bytes >> 20);
+        return rk_fail(RK_ENOMEM, "no memory for the gradients: %zu MiB", a.used >> 20);
     }
-    m->grad_bytes = m->value_bytes;
-    RkArena a = {m->grads, 0, m->grad_bytes};
+    m->grad_bytes = a.used;
+    m->grads_shared = !rk_on_host(memory); /* on a device reading zeros costs less than finding them */
+    a = (RkArena){m->grads, 0, m->grad_bytes};
     rk_manifest_place(&m->man, &a, 1);
-    rk_pages_sparse(m->man.param[m->man.emb].grad.p, rk_embedding_bytes(m));
+    if (rk_on_host(memory)) rk_pages_sparse(m->man.param[m->man.emb].grad.p, rk_embedding_bytes(m));
     return RK_OK;
 }
 
-typedef struct { char *p; size_t bytes; } Zero;
-enum { ZERO_BLOCK = 1 << 20 };
-
-static void zero_block(void *ctx, size_t task) {
-    Zero *z = ctx;
-    size_t at = task * ZERO_BLOCK, n = z->bytes - at < ZERO_BLOCK ? z->bytes - at : ZERO_BLOCK;
-    memset(z->p + at, 0, n);
-}
-
-static void zero(RkTensor t) {
-    Zero z = {t.p, rk_numel(t) * rk_dtype_size(t.dtype)};
-    rk_parallel((z.bytes + ZERO_BLOCK - 1) / ZERO_BLOCK, zero_block, &z);
-}
+static int zero(RkModel *m, RkTensor t) { return m->store.memory->zero(m->store.memory, t.p, rk_numel(t) * rk_dtype_size(t.dtype)); }
 
 enum { ZERO_ROWS = 64 };
 
@@ -105,22 +98,25 @@ static void zero_used_rows(void *ctx, size_t task) {
     }
 }
 
-static void zero_grads(RkModel *m, int but_matrices) {
-    if (!m->grads) return;
+static int zero_grads(RkModel *m, int but_matrices) {
+    if (!m->grads) return RK_OK;
+    m->fresh = 0;
+    if (!rk_on_host(m->store.memory)) return m->store.memory->zero(m->store.memory, m->grads, m->grad_bytes); /* at once */
     const RkParam *p = m->man.param;
     for (int i = 0; i < m->man.n; i++)
-        if (!(but_matrices && (p[i].flags & P_MATRIX)) && (i != m->man.emb || m->grads_shared)) zero(p[i].grad);
+        if (!(but_matrices && (p[i].flags & P_MATRIX)) && (i != m->man.emb || m->grads_shared)) RK_TRY(zero(m, p[i].grad));
     if (!m->grads_shared) rk_parallel(((size_t)m->cfg.V + ZERO_ROWS - 1) / ZERO_ROWS, zero_used_rows, m);
     m->fresh = but_matrices;
+    return RK_OK;
 }
 
-void rk_model_zero_grads(RkModel *m) { zero_grads(m, 0); }
-void rk_model_restart_grads(RkModel *m) { zero_grads(m, 1); }
+int rk_model_zero_grads(RkModel *m) { return zero_grads(m, 0); }
+int rk_model_restart_grads(RkModel *m) { return zero_grads(m, 1); }
 void rk_model_share_grads(RkModel *m) { m->grads_shared = 1; }
 const int32_t *rk_model_used_tokens(const RkModel *m) { return m->grads_shared ? NULL : m->used; }
 
 int rk_model_prepare(RkModel *m, RkWorkSize size) {
-    return rk_work_prepare(&m->work, &m->cfg, &m->man, m->be->dtype, size);
+    return rk_work_prepare(&m->work, &m->cfg, &m->man, m->store, size);
 }
 
 size_t rk_model_scratch_bytes(const RkModel *m) {

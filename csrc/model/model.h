@@ -11,6 +11,7 @@
 typedef struct RkModel {
     RkConfig cfg;
     const RkBackend *be;
+    RkStore store;
     RkManifest man;
     void *values, *grads; /* one allocation each; grads is NULL until needed, values where the weights lie elsewhere */
     size_t value_bytes, grad_bytes;
@@ -18,9 +19,10 @@ typedef struct RkModel {
     int grads_shared; /* others may write the gradients: `used` says nothing */
     int fresh;        /* the next backward writes the gradients of P_MATRIX instead of adding to them */
     RkWork work;
+    uint64_t writes; /* how often somebody has replaced values: copies of them are then old */
 } RkModel;
 
-int rk_model_create(RkModel *m, const RkConfig *cfg, const RkBackend *be);
+int rk_model_create(RkModel *m, const RkConfig *cfg, const RkBackend *be, int device); /* device: which of the backend's */
 
 /* A model for inference over weights that lie elsewhere, one per row of the manifest, which must outlive it. */
 int rk_model_create_over(RkModel *m, const RkConfig *cfg, const RkBackend *be, const RkTensor *weights);
@@ -28,10 +30,10 @@ int rk_model_create_over(RkModel *m, const RkConfig *cfg, const RkBackend *be, c
 void rk_model_free(RkModel *m);
 int rk_model_need_grads(RkModel *m); /* allocates them as zeros the first time */
 size_t rk_embedding_bytes(const RkModel *m);
-void rk_model_zero_grads(RkModel *m);
+int rk_model_zero_grads(RkModel *m);
 
 /* The same for a caller that goes on to rk_model_forward_backward: what that writes is not stored as zeros first. */
-void rk_model_restart_grads(RkModel *m);
+int rk_model_restart_grads(RkModel *m);
 
 /* Before others see the gradients: they may write them from then on. */
 void rk_model_share_grads(RkModel *m);
@@ -51,10 +53,11 @@ typedef struct RkForward {
     int B, T;
     const int32_t *ids;     /* (B,T), each in [0,V) */
     const int32_t *targets; /* (B,T), each in [0,V) or -100; NULL when no loss is wanted */
+    const int32_t *op_ids, *op_targets; /* the same in the model's memory; set by the call */
     const RkState *before;  /* NULL: the model's initial state */
     RkState *after;         /* written; may be `before` in inference; NULL in training: not wanted */
     int logits;             /* RK_LOGITS_* */
-    void *out;              /* (B,T,V) or (B,V), element type of the backend */
+    void *out;              /* (B,T,V) or (B,V) of the backend's sum_dtype, in the host's memory */
     double loss;            /* out: sum of cross-entropy over counted targets */
     int64_t count;          /* out: how many targets count */
 } RkForward;
@@ -81,6 +84,7 @@ int rk_blocks_forward(RkModel *m, const RkState *before, RkState *after);
 int rk_blocks_backward(RkModel *m, const RkBackward *b, const RkState *before);
 int rk_block_forward(RkModel *m, int layer, const RkState *before, RkState *after);
 int rk_head_loss(RkModel *m, RkForward *f, double scale, double l2, int grad);
+int rk_head_loss_sum(RkModel *m, double *loss);
 int rk_head_logits(RkModel *m, RkForward *f, int t0);
 RkCall rk_block_call(RkModel *m, int layer, int channel_mix, const RkState *before, RkState *after);
 RkLayerNorm rk_norm_call(RkModel *m, int param, RkTensor x, RkTensor y, RkTensor stats);

@@ -1,7 +1,6 @@
 #include "model/state.h"
 
 #include <stdlib.h>
-#include <string.h>
 
 static void place(RkState *s, RkArena *a) {
     for (int l = 0; l < s->cfg->L; l++) {
@@ -10,29 +9,29 @@ static void place(RkState *s, RkArena *a) {
         const RkMixer *mixer[2] = {s->cfg->block[l].time_mix, s->cfg->block[l].channel_mix};
         for (int half = 0; half < 2; half++)
             for (int i = 0; i < mixer[half]->n_state; i++) {
-                RkTensor t = rk_shape_resolve(mixer[half]->state[i].shape, s->dtype, &dims);
-                t = rk_arena_take(a, s->dtype, t.d);
+                RkTensor t = rk_shape_resolve(mixer[half]->state[i].shape, s->store.sum_dtype, &dims);
+                t = rk_arena_take(a, t.dtype, t.d);
                 if (a->base) (half ? s->channel_mix : s->time_mix)[l][i] = t;
             }
     }
 }
 
 /* A row has room for one token at least: no tensor is empty. */
-static RkState sized(const RkConfig *cfg, int dtype, int B, int past) {
-    return (RkState){.cfg = cfg, .dtype = dtype, .B = B, .most = B, .past = rk_config_grows(cfg) ? past : 0, .room = past > 1 ? past : 1};
+static RkState sized(const RkConfig *cfg, RkStore store, int B, int past) {
+    return (RkState){.cfg = cfg, .store = store, .B = B, .most = B, .past = rk_config_grows(cfg) ? past : 0, .room = past > 1 ? past : 1};
 }
 
-size_t rk_state_bytes(const RkConfig *cfg, int dtype, int B, int past) {
-    RkState s = sized(cfg, dtype, B, past);
+size_t rk_state_bytes(const RkConfig *cfg, RkStore store, int B, int past) {
+    RkState s = sized(cfg, store, B, past);
     RkArena a = {0};
     place(&s, &a);
     return a.used;
 }
 
-int rk_state_create(RkState *s, const RkConfig *cfg, int dtype, int B, int past) {
-    *s = sized(cfg, dtype, B, past);
-    s->bytes = rk_state_bytes(cfg, dtype, B, past);
-    s->memory = rk_pages_alloc(s->bytes);
+int rk_state_create(RkState *s, const RkConfig *cfg, RkStore store, int B, int past) {
+    *s = sized(cfg, store, B, past);
+    s->bytes = rk_state_bytes(cfg, store, B, past);
+    s->memory = store.memory->alloc(store.memory, s->bytes);
     s->time_mix = calloc((size_t)cfg->L, sizeof *s->time_mix);
     s->channel_mix = calloc((size_t)cfg->L, sizeof *s->channel_mix);
     if (!s->memory || !s->time_mix || !s->channel_mix) {
@@ -45,7 +44,7 @@ int rk_state_create(RkState *s, const RkConfig *cfg, int dtype, int B, int past)
 }
 
 void rk_state_free(RkState *s) {
-    rk_pages_free(s->memory, s->bytes);
+    if (s->memory) s->store.memory->release(s->store.memory, s->memory, s->bytes);
     free(s->time_mix);
     free(s->channel_mix);
     s->memory = NULL;
@@ -53,19 +52,19 @@ void rk_state_free(RkState *s) {
 }
 
 /* Copies n sequences of a row: all of them at once, or of each the `past` tokens it holds, as the two may have different room. */
-static int copy_part(RkTensor to, size_t b_to, const RkStateRow *from, size_t b_from, size_t n, int past) {
+static int copy_part(RkMemory *m, RkTensor to, size_t b_to, const RkStateRow *from, size_t b_from, size_t n, int past) {
     size_t element = rk_dtype_size(to.dtype);
     size_t step_to = rk_numel(to) / (size_t)to.d[0] * element, step_from = rk_numel(from->t) / (size_t)from->t.d[0] * element;
     size_t pieces = from->grows ? n : 1, bytes = from->grows ? step_from / (size_t)from->t.d[1] * (size_t)past : n * step_from;
     for (size_t i = 0; i < pieces; i++)
-        memmove((char *)to.p + (b_to + i) * step_to, (char *)from->t.p + (b_from + i) * step_from, bytes);
+        RK_TRY(m->copy(m, (char *)to.p + (b_to + i) * step_to, (char *)from->t.p + (b_from + i) * step_from, bytes));
     return RK_OK;
 }
 
 static int copy_sequences(RkState *dst, int to, const RkState *src, int from, int n) {
     RkStateRow row, place;
     for (int i = 0; rk_state_row(src, i, &row) && rk_state_row(dst, i, &place); i++)
-        RK_TRY(copy_part(place.t, (size_t)to, &row, (size_t)from, (size_t)n, src->past));
+        RK_TRY(copy_part(src->store.memory, place.t, (size_t)to, &row, (size_t)from, (size_t)n, src->past));
     return RK_OK;
 }
 
@@ -82,7 +81,7 @@ int rk_state_reserve(RkState *s, int64_t tokens) {
     RK_CHECK(tokens <= INT32_MAX / 2, "a state of %lld tokens is longer than %d", (long long)tokens, INT32_MAX / 2);
     RkState larger;
     int grown = s->room + s->room / 2;
-    RK_TRY(rk_state_create(&larger, s->cfg, s->dtype, s->B, s->past && tokens < grown ? grown : (int)tokens));
+    RK_TRY(rk_state_create(&larger, s->cfg, s->store, s->B, s->past && tokens < grown ? grown : (int)tokens));
     int rc = copy_rows(&larger, s);
     rk_state_free(rc ? &larger : s);
     if (!rc) *s = larger;
@@ -124,41 +123,24 @@ int rk_state_row(const RkState *s, int i, RkStateRow *row) {
     return 0;
 }
 
-/* Calls fn on the pair (state row, parameter) of every trained initial state. */
-typedef void (*PairFn)(RkTensor row, RkParam *p);
-
-static void each_pair(const RkState *s, const RkManifest *m, PairFn fn) {
+/* Runs the op on the pair (state row, parameter) of every trained initial state. */
+static int each_pair(const RkState *s, const RkManifest *m, int (*op)(const RkInitialState *)) {
     for (int l = 0; s->cfg->time_state && l < s->cfg->L; l++) {
         const RkMixer *mixer = s->cfg->block[l].time_mix;
         for (int i = 0; i < mixer->n_state; i++)
-            for (int j = 0; j < mixer->n_par; j++)
-                if ((mixer->state[i].flags & P_INIT_STATE) && (mixer->par[j].flags & P_INIT_STATE))
-                    fn(s->time_mix[l][i], &m->param[m->layer[l].time_mix + j]);
+            for (int j = 0; j < mixer->n_par; j++) {
+                if (!(mixer->state[i].flags & P_INIT_STATE) || !(mixer->par[j].flags & P_INIT_STATE)) continue;
+                const RkParam *p = &m->param[m->layer[l].time_mix + j];
+                RkTensor row = s->time_mix[l][i];
+                RK_TRY(op(&(RkInitialState){.p = p->value, .s = row, .ds = row, .dp = p->grad}));
+            }
     }
+    return RK_OK;
 }
 
-/* Element (h, value, key) of a parameter stands at (b, h, key, value) of a state row. */
-#define EACH_ELEMENT(row, statement)                                                                      \
-    do {                                                                                                  \
-        size_t B_ = (size_t)(row).d[0], H_ = (size_t)(row).d[1], N_ = (size_t)(row).d[2];                 \
-        for (size_t b = 0; b < B_; b++)                                                                   \
-            for (size_t h = 0; h < H_; h++)                                                               \
-                for (size_t j = 0; j < N_; j++)                                                           \
-                    for (size_t i = 0; i < N_; i++) {                                                     \
-                        size_t at_row = ((b * H_ + h) * N_ + j) * N_ + i, at_par = (h * N_ + i) * N_ + j; \
-                        statement;                                                                        \
-                    }                                                                                     \
-    } while (0)
-
-static void load_row(RkTensor row, RkParam *p) {
-    if (row.dtype == RK_F64) EACH_ELEMENT(row, ((double *)row.p)[at_row] = ((double *)p->value.p)[at_par]);
-    else EACH_ELEMENT(row, rk_f32(row)[at_row] = rk_f32(p->value)[at_par]);
+int rk_state_from_params(RkState *s, const RkManifest *m, const RkBackend *be) {
+    RK_TRY(s->store.memory->bind(s->store.memory));
+    return each_pair(s, m, be->initial_state_fwd);
 }
 
-static void add_grad(RkTensor row, RkParam *p) {
-    if (row.dtype == RK_F64) EACH_ELEMENT(row, ((double *)p->grad.p)[at_par] += ((double *)row.p)[at_row]);
-    else EACH_ELEMENT(row, rk_f32(p->grad)[at_par] += rk_f32(row)[at_row]);
-}
-
-void rk_state_from_params(RkState *s, const RkManifest *m) { each_pair(s, m, load_row); }
-void rk_state_grad_to_params(const RkState *ds, RkManifest *m) { each_pair(ds, m, add_grad); }
+int rk_state_grad_to_params(const RkState *ds, const RkManifest *m, const RkBackend *be) { return each_pair(ds, m, be->initial_state_bwd); }

@@ -14,7 +14,8 @@ enum { RK_MAX_STATE_ROWS = 4 };
 
 typedef struct RkState {
     const RkConfig *cfg;
-    int dtype, B, most; /* sequences, and how many there is memory for */
+    RkStore store; /* rows are of its sum_dtype */
+    int B, most;   /* sequences, and how many there is memory for */
     void *memory;
     size_t bytes;
     int past, room; /* of the growing rows; past is 0 where there are none */
@@ -22,9 +23,9 @@ typedef struct RkState {
 } RkState;
 
 /* Zeros, with room for `past` tokens, which it is taken to hold. */
-int rk_state_create(RkState *s, const RkConfig *cfg, int dtype, int B, int past);
+int rk_state_create(RkState *s, const RkConfig *cfg, RkStore store, int B, int past);
 void rk_state_free(RkState *s);
-size_t rk_state_bytes(const RkConfig *cfg, int dtype, int B, int past); /* what rk_state_create allocates */
+size_t rk_state_bytes(const RkConfig *cfg, RkStore store, int B, int past); /* what rk_state_create allocates */
 
 /* Room for `tokens` tokens, keeping what it holds. Room grows by half at least, so that a token at a time costs no more than
  * a constant per token. On an error the state is as it was. */
@@ -43,7 +44,7 @@ typedef struct RkStateRow { int layer, grows; const char *name; RkTensor t; } Rk
 int rk_state_row(const RkState *s, int i, RkStateRow *row);
 
 /* The trained initial state (time_state, stored (H, value, key)) into every sequence's wkv row, and its gradient back. */
-void rk_state_from_params(RkState *s, const RkManifest *m);
-void rk_state_grad_to_params(const RkState *ds, RkManifest *m);
+int rk_state_from_params(RkState *s, const RkManifest *m, const RkBackend *be);
+int rk_state_grad_to_params(const RkState *ds, const RkManifest *m, const RkBackend *be);
 
 #endif

@@ -8,20 +8,20 @@ int rk_head_rows(int V, size_t rows) {
     return (int)(n < rows ? n : rows);
 }
 
-typedef struct { RkArena a; const RkConfig *cfg; int dtype; RkWorkSize size; } Layout;
+typedef struct { RkArena a; const RkConfig *cfg; RkStore store; RkWorkSize size; } Layout;
 
 static RkTensor take(Layout *o, int dtype, int d0, int d1, int d2) {
     int32_t d[4] = {d0, d1, d2, 0};
     return rk_arena_take(&o->a, dtype, d);
 }
 
-static RkTensor take_rows(Layout *o) { return take(o, o->dtype, o->size.B, o->size.T, o->cfg->C); }
-static RkTensor take_stats(Layout *o) { return take(o, o->dtype, o->size.B * o->size.T, 2, 0); }
+static RkTensor take_rows(Layout *o) { return take(o, o->store.dtype, o->size.B, o->size.T, o->cfg->C); }
+static RkTensor take_stats(Layout *o) { return take(o, o->store.sum_dtype, o->size.B * o->size.T, 2, 0); }
 
 static void take_table(Layout *o, const RkRowSpec *rows, int n, const RkDims *dims, RkTensor *out) {
     for (int i = 0; i < n; i++) {
-        out[i] = rk_shape_resolve(rows[i].shape, o->dtype, dims);
-        if (!(rows[i].flags & A_TRAIN) || o->size.training) out[i] = rk_arena_take(&o->a, o->dtype, out[i].d);
+        out[i] = rk_shape_resolve(rows[i].shape, rows[i].flags & A_SUM ? o->store.sum_dtype : o->store.dtype, dims);
+        if (!(rows[i].flags & A_TRAIN) || o->size.training) out[i] = rk_arena_take(&o->a, out[i].dtype, out[i].d);
     }
 }
 
@@ -67,8 +67,8 @@ static void take_carry(Layout *o, const RkManifest *man, RkCarry *carry) {
     if (man->value_layer < 0) return;
     RkDims dims = rk_config_dims(o->cfg, man->value_layer, o->size.B, o->size.T);
     int32_t d[4] = {dims.B, dims.T, dims.H, dims.N};
-    carry->v_first = rk_arena_take(&o->a, o->dtype, d);
-    if (o->size.training) carry->dv_first = rk_arena_take(&o->a, o->dtype, d);
+    carry->v_first = rk_arena_take(&o->a, o->store.dtype, d);
+    if (o->size.training) carry->dv_first = rk_arena_take(&o->a, o->store.dtype, d);
 }
 
 static void layout(Layout *o, const RkManifest *man, RkWork *w) {
@@ -83,20 +83,21 @@ static void layout(Layout *o, const RkManifest *man, RkWork *w) {
     w->y = take_rows(o);
     if (training) w->dx = take_rows(o), w->dxn = w->y; /* no forward of a half meets its own backward */
     take_carry(o, man, &w->carry);
-    w->last = take(o, o->dtype, B, o->cfg->C, 0);
+    w->last = take(o, o->store.dtype, B, o->cfg->C, 0);
+    w->ids = rk_on_host(o->store.memory) ? NULL : take(o, RK_F32, 2, R, 0).p; /* 4 bytes each */
     w->loss = take(o, RK_F64, R, 0, 0);
     take_all_saved(o, block);
     /* The loss runs between the forward and the backward of the blocks: its logits share the scratch's place. */
     size_t start = o->a.used;
-    w->logits = take(o, o->dtype, rk_head_rows(o->cfg->V, (size_t)R), o->cfg->V, 0);
+    w->logits = take(o, training ? o->store.dtype : o->store.sum_dtype, rk_head_rows(o->cfg->V, (size_t)R), o->cfg->V, 0);
     size_t after_logits = o->a.used;
     o->a.used = start;
     take_all_scratch(o, block);
     if (o->a.used < after_logits) o->a.used = after_logits;
 }
 
-size_t rk_work_measure(const RkConfig *cfg, const RkManifest *man, int dtype, RkWorkSize size) {
-    Layout o = {{0}, cfg, dtype, size};
+size_t rk_work_measure(const RkConfig *cfg, const RkManifest *man, RkStore store, RkWorkSize size) {
+    Layout o = {{0}, cfg, store, size};
     RkWork w = {.block = calloc((size_t)cfg->L, sizeof *w.block)};
     if (!w.block) return 0;
     layout(&o, man, &w);
@@ -104,7 +105,12 @@ size_t rk_work_measure(const RkConfig *cfg, const RkManifest *man, int dtype, Rk
     return o.a.used;
 }
 
-int rk_work_prepare(RkWork *w, const RkConfig *cfg, const RkManifest *man, int dtype, RkWorkSize size) {
+static void release(RkWork *w) {
+    if (w->memory) w->store.memory->release(w->store.memory, w->memory, w->bytes);
+    w->memory = NULL;
+}
+
+int rk_work_prepare(RkWork *w, const RkConfig *cfg, const RkManifest *man, RkStore store, RkWorkSize size) {
     const RkWorkSize *have = &w->size;
     if (w->memory && have->B == size.B && have->T == size.T && have->training == size.training &&
         have->grad_cp == size.grad_cp)
@@ -112,24 +118,25 @@ int rk_work_prepare(RkWork *w, const RkConfig *cfg, const RkManifest *man, int d
     if (!w->block) w->block = calloc((size_t)cfg->L, sizeof *w->block);
     RK_CHECK((int64_t)size.B * size.T <= INT32_MAX / 2, "a batch of %d x %d tokens is too large for one call; use a smaller micro_bsz or ctx_len",
              size.B, size.T);
-    size_t bytes = rk_work_measure(cfg, man, dtype, size);
+    size_t bytes = rk_work_measure(cfg, man, store, size);
     if (!w->block || !bytes) return rk_fail(RK_ENOMEM, "no memory for the layout of %d layers", cfg->L);
     if (bytes > w->bytes) {
-        rk_pages_free(w->memory, w->bytes);
-        w->memory = rk_pages_alloc(bytes);
+        release(w);
+        w->store = store;
+        w->memory = store.memory->alloc(store.memory, bytes);
         w->bytes = w->memory ? bytes : 0;
         if (!w->memory)
             return rk_fail(RK_ENOMEM, "no memory for activations: %zu MiB for batch %d x %d tokens; "
                            "use a smaller micro_bsz or ctx_len, or grad_cp=1", bytes >> 20, size.B, size.T);
     }
-    Layout o = {{w->memory, 0, w->bytes}, cfg, dtype, size};
+    Layout o = {{w->memory, 0, w->bytes}, cfg, store, size};
     layout(&o, man, w);
     w->size = size;
     return RK_OK;
 }
 
 void rk_work_free(RkWork *w) {
-    rk_pages_free(w->memory, w->bytes);
+    release(w);
     free(w->block);
     *w = (RkWork){0};
 }

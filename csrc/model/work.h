@@ -21,6 +21,7 @@ typedef struct RkBlockWork {
 
 typedef struct RkWork {
     RkWorkSize size;
+    RkStore store;
     void *memory;
     size_t bytes;         /* allocated */
     RkBlockWork *block;   /* L */
@@ -29,7 +30,8 @@ typedef struct RkWork {
     RkTensor xn, y;       /* (B,T,C) a mixer's input and output */
     RkTensor dx, dxn;     /* (B,T,C) gradient of the residual stream, of a mixer's input */
     RkTensor stats_out;   /* (R,2) of ln_out */
-    RkTensor logits;      /* (rows, V) a piece of the logits, then of their gradient */
+    int32_t *ids;         /* (2,R) ids, then targets, where the memory is not the host's */
+    RkTensor logits;      /* (rows, V) a piece of the logits, then of their gradient; sum_dtype without training */
     RkTensor loss;        /* (R) float64 */
     RkTensor last;        /* (B,C) the last position of every sequence */
     RkTensor par[RK_MAX_ROWS], grad[RK_MAX_ROWS]; /* of the mixer that is running, in its table's order */
@@ -37,10 +39,10 @@ typedef struct RkWork {
 } RkWork;
 
 /* Bytes of a call of this size. */
-size_t rk_work_measure(const RkConfig *cfg, const RkManifest *man, int dtype, RkWorkSize size);
+size_t rk_work_measure(const RkConfig *cfg, const RkManifest *man, RkStore store, RkWorkSize size);
 
 /* Lays `w` out for this size, growing its memory when needed. */
-int rk_work_prepare(RkWork *w, const RkConfig *cfg, const RkManifest *man, int dtype, RkWorkSize size);
+int rk_work_prepare(RkWork *w, const RkConfig *cfg, const RkManifest *man, RkStore store, RkWorkSize size);
 void rk_work_free(RkWork *w);
 
 /* How many rows of logits exist at once: 8 Mi elements, between 64 and 1024 rows. */

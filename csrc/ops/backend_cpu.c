@@ -18,6 +18,7 @@ static size_t scratch_bytes(int head_size) {
 const RkBackend rk_backend_cpu = {
     .name = "cpu",
     .dtype = RK_F32,
+    .sum_dtype = RK_F32,
     .scratch_bytes = scratch_bytes,
     .call_scratch_bytes = RK_GEMM_CALL_SCRATCH,
     BOTH(embed),
@@ -32,6 +33,7 @@ const RkBackend rk_backend_cpu = {
     BOTH(out_gate),
     BOTH(norm_gate),
     BOTH(sigmoid_gate),
+    BOTH(initial_state),
     BOTH(wkv5),
     BOTH(wkv6),
     BOTH(wkv7),

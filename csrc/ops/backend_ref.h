@@ -59,6 +59,7 @@ static inline real sigmoid_slope(real x) {
 #include "ops/optim/sumsq_ref.h"
 #include "ops/shift/ddlerp_ref.h"
 #include "ops/shift/shift_lerp_ref.h"
+#include "ops/wkv/initial_state_ref.h"
 #include "ops/wkv/wkv6_ref.h"
 #include "ops/wkv/wkv7_ref.h"
 

@@ -45,6 +45,9 @@ static const RkField norm_gate_fields[] = ROWS(RK_NORM_GATE_FIELDS);
 #define OP RkSigmoidGate
 static const RkField sigmoid_gate_fields[] = ROWS(RK_SIGMOID_GATE_FIELDS);
 #undef OP
+#define OP RkInitialState
+static const RkField initial_state_fields[] = ROWS(RK_INITIAL_STATE_FIELDS);
+#undef OP
 #define OP RkWkv6
 static const RkField wkv5_fields[] = ROWS(RK_WKV6_FIELDS), wkv6_fields[] = ROWS(RK_WKV6_FIELDS);
 #undef OP
@@ -82,12 +85,28 @@ const RkOpInfo rk_op_info[] = {
 };
 const int rk_op_count = (int)(sizeof rk_op_info / sizeof *rk_op_info);
 
-static const RkBackend *const backends[] = {&rk_backend_cpu, &rk_backend_ref_f32, &rk_backend_ref_f64};
+static const RkBackend *const backends[] = {
+    &rk_backend_cpu, &rk_backend_ref_f32, &rk_backend_ref_f64,
+#ifdef RK_HAVE_CUDA
+    &rk_backend_cuda_f32, &rk_backend_cuda_tf32, &rk_backend_cuda_bf16, &rk_backend_cuda_f16,
+#endif
+};
+
+int rk_store_open(const RkBackend *be, int device, RkStore *store) {
+    *store = (RkStore){be->dtype, be->sum_dtype, &rk_host_memory};
+    return be->open ? be->open(device, &store->memory) : RK_OK;
+}
+
+void rk_store_close(RkStore *store) {
+    if (store->memory) store->memory->close(store->memory);
+    store->memory = NULL;
+}
 
 const RkBackend *rk_backend_find(const char *name) {
     for (size_t i = 0; i < sizeof backends / sizeof *backends; i++)
         if (!strcmp(backends[i]->name, name)) return backends[i];
-    rk_fail(RK_EINVAL, "backend '%s' does not exist; choose cpu, ref or ref64", name);
+    if (!strncmp(name, "cuda", 4)) rk_fail(RK_EDEVICE, "backend '%s' is not in this build, which was made without CUDA", name);
+    else rk_fail(RK_EINVAL, "backend '%s' does not exist; choose cpu, ref or ref64", name);
     return NULL;
 }
 

@@ -12,6 +12,7 @@
 #define RK_OPS_OPS_H
 
 #include "base/err.h"
+#include "base/memory.h"
 #include "base/tensor.h"
 
 enum { RK_MAX_MIX = 6 };
@@ -44,6 +45,7 @@ enum { RK_MAX_MIX = 6 };
 #include "ops/optim/sumsq.h"
 #include "ops/shift/ddlerp.h"
 #include "ops/shift/shift_lerp.h"
+#include "ops/wkv/initial_state.h"
 #include "ops/wkv/wkv6.h"
 #include "ops/wkv/wkv7.h"
 
@@ -61,6 +63,7 @@ enum { RK_MAX_MIX = 6 };
     X(out_gate, RkOutGate, RK_OUT_GATE_FIELDS)                \
     X(norm_gate, RkNormGate, RK_NORM_GATE_FIELDS)             \
     X(sigmoid_gate, RkSigmoidGate, RK_SIGMOID_GATE_FIELDS)    \
+    X(initial_state, RkInitialState, RK_INITIAL_STATE_FIELDS) \
     X(wkv5, RkWkv6, RK_WKV6_FIELDS)                           \
     X(wkv6, RkWkv6, RK_WKV6_FIELDS)                           \
     X(wkv7, RkWkv7, RK_WKV7_FIELDS)                           \
@@ -81,7 +84,8 @@ typedef struct RkProducts {
 
 typedef struct RkBackend {
     const char *name;
-    int dtype; /* of activations, parameters and gradients: RK_F32 or RK_F64 */
+    int dtype, sum_dtype; /* as in RkStore */
+    int (*open)(int device, RkMemory **memory); /* a device's memory; NULL: the host's */
     size_t (*scratch_bytes)(int head_size); /* per thread, beyond the arenas: part of the plan */
     size_t call_scratch_bytes;              /* of the thread that calls, besides */
 #define X(op, Args, FIELDS)          \
@@ -96,8 +100,14 @@ typedef struct RkBackend {
 int rk_products_fwd(const RkBackend *be, const RkProducts *p);
 
 extern const RkBackend rk_backend_cpu, rk_backend_ref_f32, rk_backend_ref_f64;
+extern const RkBackend rk_backend_cuda_f32, rk_backend_cuda_tf32, rk_backend_cuda_bf16, rk_backend_cuda_f16; /* with RK_HAVE_CUDA */
 
-/* "cpu", "ref" (float32) or "ref64"; NULL with a message when there is no such backend. */
+/* The memory and element types of a new model; rk_store_close ends them. */
+int rk_store_open(const RkBackend *be, int device, RkStore *store);
+void rk_store_close(RkStore *store);
+
+/* "cpu", "ref" (float32), "ref64", "cuda-fp32", "cuda-tf32", "cuda-bf16" or "cuda-fp16"; NULL with a message when there is no such
+ * backend in this build. */
 const RkBackend *rk_backend_find(const char *name);
 
 /* ---- the same lists as data, so that one test harness can call every op of every backend ---- */

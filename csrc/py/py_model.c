@@ -9,10 +9,17 @@
 
 static int numpy_type(int dtype) { return dtype == RK_F64 ? NPY_FLOAT64 : NPY_FLOAT32; }
 
-PyObject *rk_py_view(RkTensor t, PyObject *owner, int writable) {
+PyObject *rk_py_view(RkMemory *memory, RkTensor t, PyObject *owner, int writable) {
     npy_intp dims[4];
     int rank = rk_rank(t);
     for (int i = 0; i < rank; i++) dims[i] = t.d[i];
+    if (!rk_on_host(memory)) {
+        PyObject *copy = PyArray_SimpleNew(rank, dims, NPY_FLOAT32);
+        int rc = copy ? rk_tensor_read(memory, t, PyArray_DATA((PyArrayObject *)copy)) : 0;
+        if (!rc) return copy;
+        Py_DECREF(copy);
+        return rk_py_raise(rk_py_state_of(Py_TYPE(owner)), rc);
+    }
     PyObject *a = PyArray_SimpleNewFromData(rank, dims, numpy_type(t.dtype), t.p);
     if (!a) return NULL;
     if (!writable) PyArray_CLEARFLAGS((PyArrayObject *)a, NPY_ARRAY_WRITEABLE);
@@ -21,12 +28,23 @@ PyObject *rk_py_view(RkTensor t, PyObject *owner, int writable) {
     return a;
 }
 
+int rk_py_write(RkMemory *memory, RkTensor t, PyObject *value, const char *name) {
+    PyArrayObject *a = (PyArrayObject *)PyArray_FROMANY(value, numpy_type(t.dtype), 0, 0, NPY_ARRAY_CARRAY_RO | NPY_ARRAY_FORCECAST);
+    if (!a) return -1;
+    int rc = -1;
+    if ((size_t)PyArray_SIZE(a) != rk_numel(t))
+        PyErr_Format(PyExc_ValueError, "%s has %zd numbers, not %zu", name, (Py_ssize_t)PyArray_SIZE(a), rk_numel(t));
+    else rc = rk_tensor_write(memory, t, PyArray_DATA(a));
+    Py_DECREF(a);
+    return rc;
+}
+
 PyObject *rk_py_named(RkPyModel *m, RkPyPick pick, void *ctx, PyObject *owner) {
     PyObject *dict = PyDict_New();
     for (int i = 0; dict && i < m->model.man.n; i++) {
         RkTensor t = pick(ctx, i);
         if (!t.p) continue; /* the moments of a parameter that is frozen */
-        PyObject *view = rk_py_view(t, owner, 1);
+        PyObject *view = rk_py_view(m->model.store.memory, t, owner, 1);
         if (!view || PyDict_SetItemString(dict, m->model.man.param[i].name, view) < 0) Py_CLEAR(dict);
         Py_XDECREF(view);
     }
@@ -62,10 +80,10 @@ static int state_arg(RkPyModel *self, PyObject *value, int B, const char *name, 
 /* ---- life ---- */
 
 /* The core of a new object; 0, or -1 with an exception. */
-static int create(RkPyModel *self, const RkConfig *cfg, const RkBackend *be, PyObject *weights) {
+static int create(RkPyModel *self, const RkConfig *cfg, const RkBackend *be, PyObject *weights, int device) {
     RkPyState *st = rk_py_state_of(Py_TYPE(self));
     if (weights == Py_None) {
-        int rc = rk_model_create(&self->model, cfg, be);
+        int rc = rk_model_create(&self->model, cfg, be, device);
         return rc ? rk_py_raise(st, rc), -1 : 0;
     }
     if (!PyDict_Check(weights)) return PyErr_SetString(PyExc_ValueError, "weights must be a dict"), -1;
@@ -78,19 +96,20 @@ static int create(RkPyModel *self, const RkConfig *cfg, const RkBackend *be, PyO
 }
 
 static PyObject *model_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"config", "backend", "weights", NULL};
+    static char *names[] = {"config", "backend", "weights", "device", NULL};
     PyObject *dict, *weights = Py_None;
     const char *backend = "cpu";
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|sO:Model", names, &dict, &backend, &weights)) return NULL;
+    int device = 0;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|sOi:Model", names, &dict, &backend, &weights, &device)) return NULL;
     RkPyState *st = rk_py_state_of(type);
     const RkBackend *be = rk_backend_find(backend);
-    if (!be) return rk_py_raise(st, RK_EINVAL);
+    if (!be) return rk_py_raise(st, strncmp(backend, "cuda", 4) ? RK_EINVAL : RK_EDEVICE);
     RkConfig *cfg = PyMem_Malloc(sizeof *cfg);
     if (!cfg) return PyErr_NoMemory();
     RkPyModel *self = rk_py_config(dict, st, cfg) < 0 ? NULL : (RkPyModel *)type->tp_alloc(type, 0);
     if (self) {
         pthread_mutex_init(&self->lock, NULL);
-        if (create(self, cfg, be, weights) < 0) Py_CLEAR(self);
+        if (create(self, cfg, be, weights, device) < 0) Py_CLEAR(self);
     }
     PyMem_Free(cfg);
     return (PyObject *)self;
@@ -119,12 +138,18 @@ static PyObject *model_init(PyObject *op, PyObject *arg) {
     unsigned long long seed = PyLong_AsUnsignedLongLongMask(arg);
     if (PyErr_Occurred()) return NULL;
     int rc;
-    RK_LOCKED(self, rc = rk_manifest_init(&self->model.man, &self->model.cfg, seed));
+    RK_LOCKED(self, rc = rk_manifest_init(&self->model.man, &self->model.cfg, self->model.store.memory, seed));
     if (rc) return rk_py_raise(rk_py_state_of(Py_TYPE(op)), rc);
     Py_RETURN_NONE;
 }
 
 /* ---- parameters ---- */
+
+int rk_py_find_parameter(const RkManifest *man, const char *name) {
+    int at = 0;
+    while (at < man->n && strcmp(man->param[at].name, name)) at++;
+    return at < man->n ? at : -1;
+}
 
 static PyObject *shape_of(RkTensor t) {
     int rank = rk_rank(t);
@@ -172,7 +197,7 @@ static PyObject *model_describe(PyObject *type, PyObject *dict) {
     PyObject *rows = NULL;
     if (rk_py_config(dict, st, cfg) == 0) {
         int rc = rk_config_check(cfg);
-        if (!rc) rc = rk_manifest_build(&man, cfg, RK_F32);
+        if (!rc) rc = rk_manifest_build(&man, cfg, (RkStore){RK_F32, RK_F32, &rk_host_memory});
         rows = rc ? rk_py_raise(st, rc) : manifest_rows(&man);
     }
     rk_manifest_free(&man);
@@ -189,6 +214,20 @@ static PyObject *model_parameters(PyObject *op, PyObject *unused) {
     return rk_py_named((RkPyModel *)op, pick_value, &((RkPyModel *)op)->model.man, op);
 }
 
+static PyObject *model_write_parameter(PyObject *op, PyObject *args) {
+    RkPyModel *self = (RkPyModel *)op;
+    const char *name;
+    PyObject *value;
+    if (!PyArg_ParseTuple(args, "sO:write_parameter", &name, &value)) return NULL;
+    int at = rk_py_find_parameter(&self->model.man, name);
+    if (at < 0) return PyErr_Format(PyExc_ValueError, "the model has no parameter '%s'", name), NULL;
+    int rc = rk_py_write(self->model.store.memory, self->model.man.param[at].value, value, name);
+    self->model.writes++;
+    if (rc && !PyErr_Occurred()) rk_py_raise(rk_py_state_of(Py_TYPE(op)), rc);
+    if (rc) return NULL;
+    Py_RETURN_NONE;
+}
+
 static PyObject *model_gradients(PyObject *op, PyObject *unused) {
     (void)unused;
     RkPyModel *self = (RkPyModel *)op;
@@ -202,7 +241,9 @@ static PyObject *model_gradients(PyObject *op, PyObject *unused) {
 static PyObject *model_zero_gradients(PyObject *op, PyObject *unused) {
     (void)unused;
     RkPyModel *self = (RkPyModel *)op;
-    RK_LOCKED(self, rk_model_zero_grads(&self->model));
+    int rc;
+    RK_LOCKED(self, rc = rk_model_zero_grads(&self->model));
+    if (rc) return rk_py_raise(rk_py_state_of(Py_TYPE(op)), rc);
     Py_RETURN_NONE;
 }
 
@@ -213,8 +254,11 @@ static PyObject *model_new_state(PyObject *op, PyObject *arg) {
     if (n == -1 && PyErr_Occurred()) return NULL;
     RkPyModel *self = (RkPyModel *)op;
     RkPyStateObject *state = rk_py_state_new(self, (int)n, 0);
-    if (state) RK_LOCKED(self, rk_state_from_params(&state->state, &self->model.man));
-    return (PyObject *)state;
+    int rc = 0;
+    if (state) RK_LOCKED(self, rc = rk_state_from_params(&state->state, &self->model.man, self->model.be));
+    if (!rc) return (PyObject *)state;
+    Py_DECREF(state);
+    return rk_py_raise(rk_py_state_of(Py_TYPE(op)), rc);
 }
 
 /* Copies one (layer, name, array) into the state's row of that name. */
@@ -229,6 +273,12 @@ static int fill_row(RkPyStateObject *state, PyObject *item) {
     if (!found) return PyErr_Format(PyExc_ValueError, "layer %d has no state called '%s'", layer, name), -1;
     PyObject *view = rk_py_state_view(state, &row, 1);
     int rc = view ? PyArray_CopyInto((PyArrayObject *)view, (PyArrayObject *)array) : -1;
+    RkMemory *memory = state->state.store.memory;
+    if (!rc && !rk_on_host(memory)) { /* the view is of a copy of the row */
+        PyArrayObject *whole = (PyArrayObject *)(row.grows ? PyArray_BASE((PyArrayObject *)view) : view);
+        rc = rk_tensor_write(memory, row.t, PyArray_DATA(whole));
+        if (rc) rk_py_raise(rk_py_state_of(Py_TYPE(state)), rc);
+    }
     Py_XDECREF(view);
     return rc;
 }
@@ -264,7 +314,7 @@ static PyObject *model_forward(PyObject *op, PyObject *args, PyObject *kwargs) {
     RkPyStateObject *after = rk_py_state_new(self, f.B > 0 ? f.B : 1, 0);
     if (!after) return NULL;
     npy_intp all[3] = {f.B, f.T, self->model.cfg.V}, last[2] = {f.B, self->model.cfg.V};
-    int type = numpy_type(self->model.be->dtype);
+    int type = numpy_type(self->model.store.sum_dtype);
     if (f.logits == RK_LOGITS_ALL) out = PyArray_SimpleNew(3, all, type);
     else if (f.logits == RK_LOGITS_LAST) out = PyArray_SimpleNew(2, last, type);
     else out = Py_NewRef(Py_None);
@@ -311,10 +361,11 @@ static PyObject *model_loss(PyObject *op, PyObject *args, PyObject *kwargs) {
 
 /* Copies of a table's saved rows, as "blocks.<layer>.<part>.<row>". */
 static int add_activations(PyObject *dict, int layer, const char *part, const RkMixer *mixer, const RkTensor *act, PyObject *op) {
+    RkMemory *memory = ((RkPyModel *)op)->model.store.memory;
     for (int i = 0; i < mixer->n_act; i++) {
         char name[96];
         snprintf(name, sizeof name, "blocks.%d.%s.%s", layer, part, mixer->act[i].name);
-        PyObject *view = rk_py_view(act[i], op, 0);
+        PyObject *view = rk_py_view(memory, act[i], op, 0);
         PyObject *copy = view ? PyArray_NewCopy((PyArrayObject *)view, NPY_CORDER) : NULL;
         int rc = copy ? PyDict_SetItemString(dict, name, copy) : -1;
         Py_XDECREF(view);
@@ -342,11 +393,12 @@ static int run_backward(RkPyModel *self, RkBackward *b, RkPyStateObject *initial
     Py_BEGIN_ALLOW_THREADS
     pthread_mutex_lock(&self->lock);
     b->initial = !b->f.before;
+    rc = 0;
     if (b->initial) {
-        rk_state_from_params(&initial->state, &self->model.man);
+        rc = rk_state_from_params(&initial->state, &self->model.man, self->model.be);
         b->f.before = &initial->state;
     }
-    rc = rk_model_forward_backward(&self->model, b);
+    if (!rc) rc = rk_model_forward_backward(&self->model, b);
     Py_END_ALLOW_THREADS
     if (!rc && activations && add_all_activations(self, activations) < 0) rc = -1;
     pthread_mutex_unlock(&self->lock);
@@ -402,10 +454,10 @@ static PyObject *model_plan(PyObject *op, PyObject *args, PyObject *kwargs) {
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "ii|pi:plan", names, &B, &T, &training, &grad_cp)) return NULL;
     if (B < 1 || T < 1) return PyErr_Format(PyExc_ValueError, "batch_size and ctx_len must be at least 1, not %d and %d", B, T);
     if ((int64_t)B * T > INT32_MAX / 2) return PyErr_Format(PyExc_ValueError, "a batch of %d x %d tokens is too large for one call", B, T);
-    size_t state = training ? rk_state_bytes(&m->cfg, m->be->dtype, B, 0) * (1 + (m->cfg.time_state != 0))
-                            : rk_state_bytes(&m->cfg, m->be->dtype, B, T);
+    size_t state = training ? rk_state_bytes(&m->cfg, m->store, B, 0) * (1 + (m->cfg.time_state != 0))
+                            : rk_state_bytes(&m->cfg, m->store, B, T);
     if (!training && T > rk_model_piece(B)) T = rk_model_piece(B);
-    size_t work = rk_work_measure(&m->cfg, &m->man, m->be->dtype, (RkWorkSize){B, T, training, grad_cp});
+    size_t work = rk_work_measure(&m->cfg, &m->man, m->store, (RkWorkSize){B, T, training, grad_cp});
     if (!work) return PyErr_NoMemory();
     size_t trained = training ? m->value_bytes : 0;
     return rk_py_sizes(m->value_bytes, trained, 2 * trained, work, state, rk_model_scratch_bytes(m));
@@ -431,7 +483,7 @@ static PyObject *get_backend(PyObject *op, void *unused) {
 }
 static PyObject *get_real(PyObject *op, void *unused) {
     (void)unused;
-    return PyUnicode_FromString(((RkPyModel *)op)->model.be->dtype == RK_F64 ? "float64" : "float32");
+    return PyUnicode_FromString(((RkPyModel *)op)->model.store.sum_dtype == RK_F64 ? "float64" : "float32");
 }
 
 #define KEYWORDS(fn) (PyCFunction)(void (*)(void))fn, METH_VARARGS | METH_KEYWORDS
@@ -440,7 +492,8 @@ static PyMethodDef methods[] = {
     {"init", model_init, METH_O, "The reference initialisation from a seed."},
     {"describe", model_describe, METH_O | METH_CLASS, "describe(config): the manifest of such a model, which is not made."},
     {"manifest", model_manifest, METH_NOARGS, "One dict per parameter, in checkpoint order."},
-    {"parameters", model_parameters, METH_NOARGS, "name -> writable zero-copy view."},
+    {"parameters", model_parameters, METH_NOARGS, "name -> writable zero-copy view; on a device a copy."},
+    {"write_parameter", model_write_parameter, METH_VARARGS, "write_parameter(name, array): replaces its numbers."},
     {"gradients", model_gradients, METH_NOARGS, "name -> zero-copy view of the gradient."},
     {"zero_gradients", model_zero_gradients, METH_NOARGS, "Sets all gradients to zero."},
     {"new_state", model_new_state, METH_O, "The state before the first token."},
@@ -457,7 +510,7 @@ static PyMethodDef methods[] = {
 static PyGetSetDef getset[] = {
     {"num_parameters", get_num_parameters, NULL, "Numbers in all parameters.", NULL},
     {"backend", get_backend, NULL, "\"cpu\", \"ref\" or \"ref64\".", NULL},
-    {"real", get_real, NULL, "Element type of parameters and activations.", NULL},
+    {"real", get_real, NULL, "Element type of the numbers that come out: logits, states, gradients.", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 static PyType_Slot slots[] = {

@@ -40,12 +40,18 @@ PyObject *rk_py_state_view(RkPyStateObject *state, const RkStateRow *row, int wr
 /* A (B,T) int32 array; NULL with an exception that names it. Borrowed. */
 PyArrayObject *rk_py_ids(PyObject *value, const char *name);
 
-/* A zero-copy view of a tensor that keeps `owner` alive. */
-PyObject *rk_py_view(RkTensor t, PyObject *owner, int writable);
+/* A tensor as an array: a zero-copy view that keeps `owner` alive where the host can look at it, else a copy in float32. */
+PyObject *rk_py_view(RkMemory *memory, RkTensor t, PyObject *owner, int writable);
+
+/* Writes an array's numbers to a tensor of its size, of any type; 0, or -1 with an exception that names it. */
+int rk_py_write(RkMemory *memory, RkTensor t, PyObject *value, const char *name);
 
 /* A dict of named views: which tensor of each parameter is chosen by `pick`. */
 typedef RkTensor (*RkPyPick)(void *ctx, int i);
 PyObject *rk_py_named(RkPyModel *m, RkPyPick pick, void *ctx, PyObject *owner);
+
+/* Its place in the list, -1 where there is none of this name. */
+int rk_py_find_parameter(const RkManifest *man, const char *name);
 
 /* {"parameters": ..., "total": ...} */
 PyObject *rk_py_sizes(size_t parameters, size_t gradients, size_t moments, size_t activations, size_t state, size_t scratch);

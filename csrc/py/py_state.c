@@ -15,7 +15,7 @@ RkPyStateObject *rk_py_state_new(RkPyModel *owner, int batch_size, int past) {
     RkPyStateObject *self = (RkPyStateObject *)st->state->tp_alloc(st->state, 0);
     if (!self) return NULL;
     self->owner = (RkPyModel *)Py_NewRef((PyObject *)owner);
-    int rc = rk_state_create(&self->state, &owner->model.cfg, owner->model.be->dtype, batch_size, past);
+    int rc = rk_state_create(&self->state, &owner->model.cfg, owner->model.store, batch_size, past);
     if (rc) {
         Py_DECREF(self);
         rk_py_raise(st, rc);
@@ -34,7 +34,7 @@ static void state_dealloc(PyObject *op) {
 }
 
 PyObject *rk_py_state_view(RkPyStateObject *state, const RkStateRow *row, int writable) {
-    PyObject *whole = rk_py_view(row->t, (PyObject *)state, writable);
+    PyObject *whole = rk_py_view(state->state.store.memory, row->t, (PyObject *)state, writable);
     if (!whole || !row->grows) return whole;
     npy_intp dims[4], strides[4];
     int rank = PyArray_NDIM((PyArrayObject *)whole), flags = writable ? NPY_ARRAY_WRITEABLE : 0;
@@ -42,7 +42,8 @@ PyObject *rk_py_state_view(RkPyStateObject *state, const RkStateRow *row, int wr
         dims[i] = i == 1 ? state->state.past : PyArray_DIM((PyArrayObject *)whole, i);
         strides[i] = PyArray_STRIDE((PyArrayObject *)whole, i);
     }
-    PyObject *part = PyArray_New(&PyArray_Type, rank, dims, PyArray_TYPE((PyArrayObject *)whole), strides, row->t.p, 0, flags, NULL);
+    PyObject *part = PyArray_New(&PyArray_Type, rank, dims, PyArray_TYPE((PyArrayObject *)whole), strides,
+                                 PyArray_DATA((PyArrayObject *)whole), 0, flags, NULL);
     if (!part) return Py_DECREF(whole), NULL;
     if (PyArray_SetBaseObject((PyArrayObject *)part, whole) < 0) Py_CLEAR(part); /* takes the reference to whole */
     return part;

@@ -13,13 +13,6 @@ typedef struct {
     double weight_decay;
 } PyTrainer;
 
-/* Its place in the list, -1 where there is none of this name. */
-static int find_parameter(const RkManifest *man, const char *name) {
-    int at = 0;
-    while (at < man->n && strcmp(man->param[at].name, name)) at++;
-    return at < man->n ? at : -1;
-}
-
 /* One byte per parameter: 1 where it is not in `trainable`. NULL with an exception when a name is unknown. */
 static unsigned char *frozen_from(const RkManifest *man, PyObject *trainable) {
     unsigned char *frozen = PyMem_Malloc((size_t)man->n);
@@ -28,7 +21,7 @@ static unsigned char *frozen_from(const RkManifest *man, PyObject *trainable) {
     memset(frozen, 1, (size_t)man->n);
     for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(fast); i++) {
         const char *name = PyUnicode_AsUTF8(PySequence_Fast_GET_ITEM(fast, i));
-        int at = name ? find_parameter(man, name) : -1;
+        int at = name ? rk_py_find_parameter(man, name) : -1;
         if (at < 0) {
             if (name) PyErr_Format(PyExc_ValueError, "trainable: the model has no parameter '%s'", name);
             PyMem_Free(frozen);
@@ -93,6 +86,42 @@ static PyObject *trainer_moments(PyObject *op, PyObject *unused) {
     if (v) return Py_BuildValue("(NN)", m, v);
     Py_XDECREF(m);
     return NULL;
+}
+
+/* The tensors of a kind; NULL with an exception. */
+static RkTensor *kind_of(PyTrainer *self, const char *kind) {
+    const struct { const char *name; RkTensor *all; } kinds[] = {
+        {"first", self->trainer.m}, {"second", self->trainer.v}, {"master", self->trainer.master}};
+    for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++)
+        if (!strcmp(kinds[i].name, kind)) return kinds[i].all;
+    PyErr_Format(PyExc_ValueError, "kind must be 'first', 'second' or 'master', not '%s'", kind);
+    return NULL;
+}
+
+static PyObject *trainer_masters(PyObject *op, PyObject *unused) {
+    (void)unused;
+    PyTrainer *self = (PyTrainer *)op;
+    int rc;
+    RK_LOCKED(self->model, rc = rk_trainer_load_masters(&self->trainer));
+    if (rc) return rk_py_raise(rk_py_state_of(Py_TYPE(op)), rc);
+    return rk_py_named(self->model, pick, self->trainer.master, op);
+}
+
+static PyObject *trainer_write(PyObject *op, PyObject *args) {
+    PyTrainer *self = (PyTrainer *)op;
+    const char *kind, *name;
+    PyObject *value;
+    if (!PyArg_ParseTuple(args, "ssO:write", &kind, &name, &value)) return NULL;
+    RkTensor *all = kind_of(self, kind);
+    int at = all ? rk_py_find_parameter(&self->model->model.man, name) : -1;
+    if (all && (at < 0 || !all[at].p)) PyErr_Format(PyExc_ValueError, "the trainer has no %s of '%s'", kind, name);
+    if (PyErr_Occurred()) return NULL;
+    int rc;
+    RK_LOCKED(self->model, rc = rk_trainer_load_masters(&self->trainer)); /* or a later load would undo this */
+    if (!rc) rc = rk_py_write(self->model->model.store.memory, all[at], value, name);
+    if (rc && !PyErr_Occurred()) rk_py_raise(rk_py_state_of(Py_TYPE(op)), rc);
+    if (rc) return NULL;
+    Py_RETURN_NONE;
 }
 
 static PyObject *sizes(PyTrainer *self) {
@@ -191,7 +220,7 @@ static PyObject *trainer_set_rule(PyObject *op, PyObject *args) {
         return PyErr_SetString(PyExc_ValueError, "lr_scale must be finite and not negative"), NULL;
     if (decay != Py_None && !(rule.decay >= 0 && isfinite((float)rule.decay)))
         return PyErr_SetString(PyExc_ValueError, "weight_decay must be finite and not negative, or None"), NULL;
-    int at = find_parameter(&self->model->model.man, name);
+    int at = rk_py_find_parameter(&self->model->model.man, name);
     if (at < 0) return PyErr_Format(PyExc_ValueError, "the model has no parameter '%s'", name), NULL;
     RK_LOCKED(self->model, self->trainer.rule[at] = rule);
     Py_RETURN_NONE;
@@ -211,8 +240,24 @@ static int set_step_count(PyObject *op, PyObject *value, void *unused) {
     return 0;
 }
 
+static PyObject *get_loss_scale(PyObject *op, void *unused) {
+    (void)unused;
+    return PyFloat_FromDouble(((PyTrainer *)op)->trainer.loss_scale);
+}
+
+static int set_loss_scale(PyObject *op, PyObject *value, void *unused) {
+    (void)unused;
+    double scale = value ? PyFloat_AsDouble(value) : -1;
+    if (PyErr_Occurred()) return -1;
+    if (!(scale >= 1 && isfinite(scale))) return PyErr_SetString(PyExc_ValueError, "loss_scale must be at least 1"), -1;
+    ((PyTrainer *)op)->trainer.loss_scale = scale;
+    return 0;
+}
+
 static PyMethodDef methods[] = {
-    {"moments", trainer_moments, METH_NOARGS, "(first, second) moments by parameter name, writable views."},
+    {"moments", trainer_moments, METH_NOARGS, "(first, second) moments by parameter name, writable views; on a device copies."},
+    {"masters", trainer_masters, METH_NOARGS, "float32 weights by parameter name where the model's are narrower; else empty."},
+    {"write", trainer_write, METH_VARARGS, "write(kind, name, array): replaces 'first', 'second' or 'master'."},
     {"step", (PyCFunction)(void (*)(void))trainer_step, METH_VARARGS | METH_KEYWORDS, "One optimizer step."},
     {"apply", (PyCFunction)(void (*)(void))trainer_apply, METH_VARARGS | METH_KEYWORDS,
      "The second half of a step, with the gradients that are in the model."},
@@ -224,6 +269,7 @@ static PyMethodDef methods[] = {
 };
 static PyGetSetDef getset[] = {
     {"step_count", get_step_count, set_step_count, "Applied steps: Adam's t.", NULL},
+    {"loss_scale", get_loss_scale, set_loss_scale, "What float16 losses are multiplied by; 1 elsewhere.", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 static PyType_Slot slots[] = {

@@ -83,7 +83,7 @@ static PyObject *convert_weight(PyObject *module, PyObject *args) {
 RkTensor *rk_py_weights(PyObject *dict, const RkConfig *cfg, RkPyState *st) {
     RkManifest man = {0};
     int rc = rk_config_check(cfg);
-    if (!rc) rc = rk_manifest_build(&man, cfg, RK_F32);
+    if (!rc) rc = rk_manifest_build(&man, cfg, (RkStore){RK_F32, RK_F32, &rk_host_memory});
     if (rc) return rk_py_raise(st, rc), NULL;
     RkTensor *weights = PyMem_Calloc((size_t)man.n, sizeof *weights);
     if (!weights) PyErr_NoMemory();

@@ -2,32 +2,38 @@
 
 #include <math.h>
 #include <stdlib.h>
-#include <string.h>
+
+/* Of float16: halved where a gradient overflows, doubled after so many steps in which none did. */
+static const double FIRST_LOSS_SCALE = 65536, LAST_LOSS_SCALE = 16777216;
+enum { STEPS_UNTIL_DOUBLED = 1000 };
 
 /* ---- memory ---- */
 
 static void place(RkTrainer *t, RkArena *a, const unsigned char *frozen) {
     RkManifest *man = &t->model->man;
-    RkTensor *moment[2] = {t->m, t->v};
-    for (int k = 0; k < 2; k++) /* all of a kind in the order of the parameters, so that neighbours make one range */
-        for (int i = 0; i < man->n; i++) {
-            RkTensor p = man->param[i].value;
-            if (!(frozen && frozen[i])) moment[k][i] = rk_arena_take(a, p.dtype, p.d);
-        }
+    RkStore store = t->model->store;
+    RkTensor *kind[3] = {t->m, t->v, store.dtype == store.sum_dtype ? NULL : t->master};
+    for (int k = 0; k < 3 && kind[k]; k++) /* all of a kind in the order of the parameters, so that neighbours make one range */
+        for (int i = 0; i < man->n; i++)
+            if (!(frozen && frozen[i])) kind[k][i] = rk_arena_take(a, store.sum_dtype, man->param[i].value.d);
     t->moment_bytes = a->used;
     size_t longest = rk_manifest_numel(man) + (size_t)man->n * 16; /* with what lies between two tensors */
     int32_t blocks[4] = {(int32_t)(longest / RK_SUMSQ_BLOCK + 1)};
     t->partial = rk_arena_take(a, RK_F64, blocks);
+    t->norms = rk_arena_take(a, RK_F64, (int32_t[4]){man->n});
 }
 
 int rk_trainer_create(RkTrainer *t, RkModel *model, const unsigned char *frozen) {
-    *t = (RkTrainer){.model = model, .beta1 = 0.9, .beta2 = 0.99, .eps = 1e-18, .grad_clip = 1};
+    *t = (RkTrainer){.model = model, .beta1 = 0.9, .beta2 = 0.99, .eps = 1e-18, .grad_clip = 1, .writes = model->writes - 1};
+    t->loss_scale = model->store.dtype == RK_F16 ? FIRST_LOSS_SCALE : 1;
     size_t n = (size_t)model->man.n;
     t->m = calloc(n, sizeof *t->m);
     t->v = calloc(n, sizeof *t->v);
+    t->master = calloc(n, sizeof *t->master);
     t->rule = calloc(n, sizeof *t->rule);
     t->rows = calloc((size_t)model->cfg.V, sizeof *t->rows);
-    if (!t->m || !t->v || !t->rule || !t->rows)
+    t->norm = calloc(n, sizeof *t->norm);
+    if (!t->m || !t->v || !t->master || !t->rule || !t->rows || !t->norm)
         return rk_trainer_free(t), rk_fail(RK_ENOMEM, "no memory for the list of moments");
     for (size_t i = 0; i < n; i++) {
         unsigned flags = model->man.param[i].flags;
@@ -36,12 +42,13 @@ int rk_trainer_create(RkTrainer *t, RkModel *model, const unsigned char *frozen)
     RkArena a = {0};
     place(t, &a, frozen);
     t->bytes = a.used;
-    t->memory = rk_pages_alloc(a.used);
+    t->memory = model->store.memory->alloc(model->store.memory, a.used);
     if (!t->memory) return rk_trainer_free(t), rk_fail(RK_ENOMEM, "no memory for the moments: %zu MiB", a.used >> 20);
     a = (RkArena){t->memory, 0, t->bytes};
     place(t, &a, frozen);
+    RK_TRY(rk_trainer_load_masters(t));
     RkTensor emb[2] = {t->m[model->man.emb], t->v[model->man.emb]};
-    for (int k = 0; k < 2; k++)
+    for (int k = 0; k < 2 && rk_on_host(model->store.memory); k++)
         if (emb[k].p) rk_pages_sparse(emb[k].p, rk_embedding_bytes(model));
     return rk_model_need_grads(model);
 }
@@ -53,10 +60,12 @@ static void free_states(RkTrainer *t) {
 
 void rk_trainer_free(RkTrainer *t) {
     free_states(t);
-    rk_pages_free(t->memory, t->bytes);
+    if (t->memory) t->model->store.memory->release(t->model->store.memory, t->memory, t->bytes);
     free(t->m);
     free(t->v);
+    free(t->master);
     free(t->rule);
+    free(t->norm);
     free(t->rows);
     *t = (RkTrainer){0};
 }
@@ -72,10 +81,29 @@ int rk_trainer_prepare(RkTrainer *t, RkWorkSize size) {
     int ready = t->before.memory && (t->dbefore.memory || !m->cfg.time_state);
     if (!ready || t->before.B != size.B) {
         free_states(t);
-        RK_TRY(rk_state_create(&t->before, &m->cfg, m->be->dtype, size.B, 0));
-        if (m->cfg.time_state) RK_TRY(rk_state_create(&t->dbefore, &m->cfg, m->be->dtype, size.B, 0));
+        RK_TRY(rk_state_create(&t->before, &m->cfg, m->store, size.B, 0));
+        if (m->cfg.time_state) RK_TRY(rk_state_create(&t->dbefore, &m->cfg, m->store, size.B, 0));
     }
     return rk_model_prepare(m, size);
+}
+
+/* ---- masters ---- */
+
+int rk_trainer_load_masters(RkTrainer *t) {
+    RkMemory *memory = t->model->store.memory;
+    if (t->writes == t->model->writes) return RK_OK;
+    for (int i = 0; i < t->model->man.n; i++) {
+        RkTensor value = t->model->man.param[i].value, master = t->master[i];
+        if (!master.p) continue;
+        float *numbers = malloc(rk_numel(value) * sizeof *numbers);
+        if (!numbers) return rk_fail(RK_ENOMEM, "no memory to copy %s", t->model->man.param[i].name);
+        int rc = rk_tensor_read(memory, value, numbers);
+        if (!rc) rc = rk_tensor_write(memory, master, numbers);
+        free(numbers);
+        RK_TRY(rc);
+    }
+    t->writes = t->model->writes;
+    return RK_OK;
 }
 
 /* ---- one step ---- */
@@ -85,10 +113,10 @@ static int accumulate(RkTrainer *t, RkStep *s, int64_t counted) {
     for (int first = 0; first < s->B; first += s->micro_bsz) {
         int rows = s->B - first < s->micro_bsz ? s->B - first : s->micro_bsz;
         RK_TRY(rk_trainer_prepare(t, (RkWorkSize){rows, s->T, 1, s->grad_cp}));
-        rk_state_from_params(&t->before, &t->model->man);
+        RK_TRY(rk_state_from_params(&t->before, &t->model->man, t->model->be));
         size_t at = (size_t)first * (size_t)s->T;
         RkBackward b = {.f = {.B = rows, .T = s->T, .ids = s->ids + at, .targets = s->targets + at, .before = &t->before},
-                        .scale = 1.0 / (double)counted, .l2 = l2, .initial = 1, .grad_cp = s->grad_cp,
+                        .scale = t->loss_scale / (double)counted, .l2 = l2 * t->loss_scale, .initial = 1, .grad_cp = s->grad_cp,
                         .dbefore = t->dbefore.memory ? &t->dbefore : NULL};
         RK_TRY(rk_model_forward_backward(t->model, &b));
         sum += b.f.loss;
@@ -99,7 +127,7 @@ static int accumulate(RkTrainer *t, RkStep *s, int64_t counted) {
 
 /* Parameters [first, end) that are updated alike and lie one after another: one range for the optimizer, which a hundred
  * small tensors by themselves would keep waiting. Between them are only zeros. */
-typedef struct Range { int first, end; RkTensor value, grad, m, v; const int32_t *used; } Range;
+typedef struct Range { int first, end; RkTensor value, grad, m, v, master; const int32_t *used; } Range;
 enum { RANGE_MAX = 1 << 30 /* elements: a dimension is 32 bits */ };
 
 static int is_frozen(const RkStep *s, int i) { return s->frozen && s->frozen[i]; }
@@ -115,13 +143,14 @@ static int joins(const RkTrainer *t, const RkStep *s, int first, int i, size_t n
     if (a->lr_scale != b->lr_scale || a->decay != b->decay || !t->m[first].p != !t->m[i].p) return 0;
     size_t at = distance(p[first].value, p[i].value);
     return distance(p[first].grad, p[i].grad) == at &&
-           (!t->m[i].p || (distance(t->m[first], t->m[i]) == at && distance(t->v[first], t->v[i]) == at));
+           (!t->m[i].p || (distance(t->m[first], t->m[i]) == at && distance(t->v[first], t->v[i]) == at &&
+                            (!t->master[i].p || distance(t->master[first], t->master[i]) == at)));
 }
 
 static Range range_at(const RkTrainer *t, const RkStep *s, int first) {
     const RkManifest *man = &t->model->man;
     const RkParam *p = man->param;
-    Range r = {first, first + 1, p[first].value, p[first].grad, t->m[first], t->v[first], NULL};
+    Range r = {first, first + 1, p[first].value, p[first].grad, t->m[first], t->v[first], t->master[first], NULL};
     if (first == man->emb) {
         r.used = rk_model_used_tokens(t->model);
         return r;
@@ -133,42 +162,50 @@ static Range range_at(const RkTrainer *t, const RkStep *s, int first) {
         n = longer;
         r.end = i + 1;
     }
-    RkTensor *const all[] = {&r.value, &r.grad, &r.m, &r.v};
-    for (int k = 0; k < 4; k++) *all[k] = (RkTensor){all[k]->p, all[k]->dtype, {(int32_t)n}};
+    RkTensor *const all[] = {&r.value, &r.grad, &r.m, &r.v, &r.master};
+    for (int k = 0; k < 5; k++) *all[k] = (RkTensor){all[k]->p, all[k]->dtype, {(int32_t)n}};
     return r;
 }
 
-static int sumsq(RkTrainer *t, RkTensor x, const int32_t *rows, double *out) {
-    RkSumsq op = {.x = x, .rows = rows, .partial = t->partial, .out = {out, RK_F64, {1}}};
+/* Into t->norms, at the place of parameter i. */
+static int sumsq(RkTrainer *t, RkTensor x, const int32_t *rows, int i) {
+    RkSumsq op = {.x = x, .rows = rows, .partial = t->partial, .out = {(double *)t->norms.p + i, RK_F64, {1}}};
     return t->model->be->sumsq_fwd(&op);
+}
+
+/* t->norms to t->norm: the one time in a step that the host waits for a device. */
+static int read_norms(RkTrainer *t) {
+    RkMemory *memory = t->model->store.memory;
+    return memory->read(memory, t->norm, t->norms.p, rk_numel(t->norms) * sizeof *t->norm);
 }
 
 /* Names the first tensor that is not finite, a parameter before its gradients: a damaged weight explains every bad
  * gradient after it. */
 static int name_bad(RkTrainer *t, RkStep *s) {
     RkManifest *man = &t->model->man;
-    for (int k = 0; k < 2; k++)
-        for (int i = 0; i < man->n; i++) {
-            double value;
-            RK_TRY(sumsq(t, k ? man->param[i].grad : man->param[i].value, NULL, &value));
-            if (isfinite(value)) continue;
-            s->bad = man->param[i].name;
-            return RK_OK;
-        }
+    for (int k = 0; k < 2; k++) {
+        for (int i = 0; i < man->n; i++) RK_TRY(sumsq(t, k ? man->param[i].grad : man->param[i].value, NULL, i));
+        RK_TRY(read_norms(t));
+        for (int i = 0; i < man->n && !s->bad; i++)
+            if (!isfinite(t->norm[i])) s->bad = man->param[i].name;
+        if (s->bad) return RK_OK;
+    }
     s->bad = "loss";
     return RK_OK;
 }
 
-static int inspect(RkTrainer *t, RkStep *s) {
+static int inspect(RkTrainer *t, RkStep *s, double loss_scale) {
+    int n = t->model->man.n;
     double total = 0;
-    for (int i = 0; i < t->model->man.n;) {
+    for (int i = 0; i < n;) {
         Range r = range_at(t, s, i);
-        double value = 0;
-        if (!is_frozen(s, i)) RK_TRY(sumsq(t, r.grad, r.used, &value));
-        total += value;
+        if (!is_frozen(s, i)) RK_TRY(sumsq(t, r.grad, r.used, i));
         i = r.end;
     }
-    s->grad_norm = sqrt(total);
+    RK_TRY(read_norms(t));
+    for (int i = 0; i < n; i = range_at(t, s, i).end)
+        if (!is_frozen(s, i)) total += t->norm[i];
+    s->grad_norm = sqrt(total) / loss_scale;
     s->bad = NULL;
     return isfinite(total) && isfinite(s->loss) ? RK_OK : name_bad(t, s);
 }
@@ -181,16 +218,16 @@ static void look_at_rows(RkTrainer *t, const int32_t *used) {
     }
 }
 
-static int update(RkTrainer *t, const RkStep *s) {
+static int update(RkTrainer *t, const RkStep *s, double loss_scale) {
     double ratio = t->grad_clip > 0 ? (s->grad_norm + 1e-6) / t->grad_clip : 0;
-    double gscale = ratio > 1 ? 1 / ratio : 1, n = (double)(t->steps + 1);
+    double gscale = (ratio > 1 ? 1 / ratio : 1) / loss_scale, n = (double)(t->steps + 1);
     Range r;
     for (int i = 0; i < t->model->man.n; i = r.end) {
         const RkUpdateRule *rule = &t->rule[i];
         r = range_at(t, s, i);
         if (is_frozen(s, i)) continue;
         RK_CHECK(r.m.p, "%s has no moments: this trainer was made with it frozen", t->model->man.param[i].name);
-        RkAdamW op = {.p = r.value, .g = r.grad, .m = r.m, .v = r.v, .gscale = gscale,
+        RkAdamW op = {.p = r.value, .g = r.grad, .m = r.m, .v = r.v, .master = r.master, .gscale = gscale,
                       .lr = s->lr * rule->lr_scale, .beta1 = t->beta1, .beta2 = t->beta2, .eps = t->eps,
                       .wd = rule->decay < 0 ? s->weight_decay : rule->decay, .bias1 = 1 - pow(t->beta1, n),
                       .bias2 = 1 - pow(t->beta2, n)};
@@ -211,10 +248,22 @@ static int check_rates(const RkStep *s) {
     return RK_OK;
 }
 
+static int apply(RkTrainer *t, RkStep *s, double loss_scale) {
+    RK_TRY(t->model->store.memory->bind(t->model->store.memory));
+    RK_TRY(rk_trainer_load_masters(t));
+    RK_TRY(inspect(t, s, loss_scale));
+    return s->bad ? RK_OK : update(t, s, loss_scale);
+}
+
 int rk_train_apply(RkTrainer *t, RkStep *s) {
     RK_TRY(check_rates(s));
-    RK_TRY(inspect(t, s));
-    return s->bad ? RK_OK : update(t, s);
+    return apply(t, s, 1);
+}
+
+static void grow_loss_scale(RkTrainer *t) {
+    if (t->model->store.dtype != RK_F16 || ++t->good_steps < STEPS_UNTIL_DOUBLED) return;
+    if (t->loss_scale < LAST_LOSS_SCALE) t->loss_scale *= 2;
+    t->good_steps = 0;
 }
 
 int rk_train_step(RkTrainer *t, RkStep *s) {
@@ -223,7 +272,14 @@ int rk_train_step(RkTrainer *t, RkStep *s) {
     int64_t counted = 0;
     for (size_t i = 0, n = (size_t)s->B * (size_t)s->T; i < n; i++) counted += s->targets[i] != RK_IGNORE;
     RK_CHECK(counted > 0, "every target is %d: there is nothing to predict", RK_IGNORE);
-    rk_model_restart_grads(t->model);
-    RK_TRY(accumulate(t, s, counted));
-    return rk_train_apply(t, s);
+    for (;;) {
+        RK_TRY(rk_model_restart_grads(t->model));
+        RK_TRY(accumulate(t, s, counted));
+        RK_TRY(apply(t, s, t->loss_scale));
+        if (!s->bad || t->loss_scale == 1) break;
+        t->loss_scale /= 2; /* and the same step again: it is lost only where the scale is not to blame */
+        t->good_steps = 0;
+    }
+    if (!s->bad) grow_loss_scale(t);
+    return RK_OK;
 }

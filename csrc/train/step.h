@@ -17,18 +17,26 @@ typedef struct RkTrainer {
     RkModel *model;
     double beta1, beta2, eps, grad_clip; /* grad_clip <= 0: off */
     int64_t steps;                       /* applied so far: Adam's t */
-    void *memory;                        /* moments, then scratch */
+    void *memory;                        /* moments and masters, then scratch */
     size_t bytes, moment_bytes;
     RkTensor *m, *v;                     /* per parameter; without memory where it is frozen for good */
+    RkTensor *master;                    /* per parameter, of sum_dtype: what is updated, where values are narrower; else absent */
     RkUpdateRule *rule;                  /* per parameter; at first as the manifest's flags say */
-    RkTensor partial;                    /* float64: scratch of sumsq */
+    RkTensor partial, norms;             /* float64: scratch of sumsq; one per parameter */
+    double *norm;                        /* norms, on the host */
     int32_t *rows;                       /* (V): RK_ROW_* of each token's embedding */
+    uint64_t writes;                     /* of the model when masters were loaded */
+    double loss_scale;                   /* float16: gradients are computed times this, so that small ones are not lost; else 1 */
+    int64_t good_steps;                  /* since it last changed */
     RkState before, dbefore;             /* of one micro-batch */
 } RkTrainer;
 
 /* frozen: per parameter, 1 = never updated, which needs no moments; NULL: none. */
 int rk_trainer_create(RkTrainer *t, RkModel *model, const unsigned char *frozen);
 void rk_trainer_free(RkTrainer *t);
+
+/* Masters from the values, where somebody has replaced those since. */
+int rk_trainer_load_masters(RkTrainer *t);
 
 /* Before others see the moments: they may write them, so no embedding's are known to be zero any more. */
 void rk_trainer_share_moments(RkTrainer *t);

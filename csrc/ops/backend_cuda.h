@@ -1,0 +1,19 @@
+/* backend_cuda.h - the function names of the cuda backend: rk_cuda_<op>_fwd and rk_cuda_<op>_bwd. */
+#ifndef RK_OPS_BACKEND_CUDA_H
+#define RK_OPS_BACKEND_CUDA_H
+
+#include "ops/ops.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define X(op, Args, FIELDS) int rk_cuda_##op##_fwd(const Args *o); int rk_cuda_##op##_bwd(const Args *o);
+RK_OPS(X)
+#undef X
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif
