@@ -1,0 +1,37 @@
+#include "ops/backend_cuda.h"
+
+#include "cuda/launch.h"
+
+enum { THREADS = 256 };
+
+__device__ static double block_sum(double x) {
+    RK_SHARED(double, shared, [THREADS]);
+    shared[threadIdx.x] = x;
+    for (int half = THREADS / 2; half; half /= 2) {
+        __syncthreads();
+        if (static_cast<int>(threadIdx.x) < half) shared[threadIdx.x] += shared[threadIdx.x + half];
+    }
+    return shared[0]; /* for thread 0 */
+}
+
+template <typename T> __global__ void sumsq_blocks(const T *x, double *partial, size_t n) {
+    size_t first = static_cast<size_t>(blockIdx.x) * RK_SUMSQ_BLOCK, end = first + RK_SUMSQ_BLOCK < n ? first + RK_SUMSQ_BLOCK : n;
+    double sum = 0;
+    for (size_t i = first + threadIdx.x; i < end; i += THREADS) sum += static_cast<double>(rk_float(x[i])) * static_cast<double>(rk_float(x[i]));
+    sum = block_sum(sum);
+    if (threadIdx.x == 0) partial[blockIdx.x] = sum;
+}
+
+static __global__ void sumsq_total(const double *partial, double *out, int blocks) {
+    double sum = 0;
+    for (int i = static_cast<int>(threadIdx.x); i < blocks; i += THREADS) sum += partial[i];
+    sum = block_sum(sum);
+    if (threadIdx.x == 0) *out = sum;
+}
+
+int rk_cuda_sumsq_fwd(const RkSumsq *o) {
+    size_t n = rk_numel(o->x);
+    unsigned blocks = rk_blocks(n, RK_SUMSQ_BLOCK);
+    RK_CUDA_BY_DTYPE(o->x.dtype, T, RK_TRY(rk_launch(sumsq_blocks<T>, blocks, THREADS, 0, rk_stream(), rk_ptr<T>(o->x), rk_ptr<double>(o->partial), n)))
+    return rk_launch(sumsq_total, 1, THREADS, 0, rk_stream(), rk_ptr<double>(o->partial), rk_ptr<double>(o->out), static_cast<int>(blocks));
+}
