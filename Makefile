@@ -2,7 +2,7 @@
 #
 #   make quickstart [TEXT=file]   train a small model on a text and let it write; WORK_DIR=directory for its files,
 #                                 FRESH=1 to start again
-#   make test                     C tests under sanitizers, Python tests, doctests
+#   make test                     C tests under sanitizers, Python tests, CUDA kernels on the host, doctests
 #   make bench                    speed on this machine beside its limits, many minutes; QUICK=1 for less
 #   make clean                    remove what these commands made, .venv included
 #
@@ -15,7 +15,7 @@ PIP := $(VPYTHON) -m pip --quiet --disable-pip-version-check
 JOBS := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 SOURCES := setup.py pyproject.toml rwkvtune/__init__.py $(shell find csrc -name '*.[ch]' -o -name '*.cu')
 
-.PHONY: quickstart test bench clean ctest tsan aarch64
+.PHONY: quickstart test bench clean ctest cuda_host tsan aarch64
 .SUFFIXES:
 .SECONDARY:
 
@@ -28,6 +28,7 @@ bench: $(VENV)/.plot
 test: $(VENV)/.test
 	@$(MAKE) --no-print-directory -j$(JOBS) ctest
 	$(VPYTHON) -m pytest tests/py
+	@$(MAKE) --no-print-directory cuda_host
 	$(VPYTHON) -m pytest --doctest-modules rwkvtune || [ $$? -eq 5 ]  # 5: there are none
 
 clean:
@@ -79,6 +80,11 @@ $(BUILD)/libcore.a: $(COBJECTS)
 $(BUILD)/test_%: $(BUILD)/tests/c/test_%.o $(BUILD)/libcore.a
 	@$(CC) $(SANITIZE) $^ -lpthread -lm -o $@
 
+# The CUDA kernels on the host (tests/cuda_host/README.md): the tests that a machine with a GPU runs on it.
+cuda_host: $(VENV)/.test
+	RWKVTUNE_CUDA=host $(VPYTHON) setup.py -q build_ext
+	RWKVTUNE_TEST_CORE=$$(ls build/cuda_host/_rwkvcore*.so) $(VPYTHON) -m pytest -k cuda $(addprefix tests/py/test_,ops_numpy.py golden_ops.py golden_model.py golden_train.py numerics.py cuda.py)
+
 # The thread pool under ThreadSanitizer.
 tsan:
 	@mkdir -p build/tsan
@@ -91,7 +97,7 @@ aarch64:
 	@mkdir -p build/aarch64
 	for t in test_ops_cpu test_gemm; do \
 	    $(ARM_CC) -std=c11 -D_GNU_SOURCE -O2 -ffp-contract=fast -fno-math-errno -fno-trapping-math $(CWARN) -Werror -Icsrc -I. -static \
-	        tests/c/$$t.c $(shell find csrc/kernels csrc/ops -name '*.c') csrc/base/err.c csrc/base/cpu.c csrc/base/parallel.c \
+	        tests/c/$$t.c $(shell find csrc/kernels csrc/ops -name '*.c') csrc/base/err.c csrc/base/memory.c csrc/base/arena.c csrc/base/cpu.c csrc/base/parallel.c \
 	        csrc/base/rng.c -lpthread -lm -o build/aarch64/$$t || exit 1; \
 	    if command -v qemu-aarch64 >/dev/null; then qemu-aarch64 build/aarch64/$$t || exit 1; \
 	    else echo 'compiled; not run: no qemu-aarch64 here'; fi; done

@@ -1,7 +1,8 @@
 """Builds the extension rwkvtune._rwkvcore from every C file of csrc/; the rest of the package is in pyproject.toml.
 
 Environment switches:
-  RWKVTUNE_CUDA=auto|0|1      compile csrc/**/*.cu where a working nvcc is found (auto), never, or insist
+  RWKVTUNE_CUDA=auto|0|1|host compile csrc/**/*.cu where a working nvcc is found (auto), never, or insist; host: for the
+                              processor, to test the kernels without a GPU (tests/cuda_host/README.md)
   RWKVTUNE_CUDA_ARCHS=80;90   compute capabilities to compile for; PTX of the last one serves newer devices
   RWKVTUNE_SANITIZE=1         AddressSanitizer and UndefinedBehaviorSanitizer
   RWKVTUNE_NATIVE=1           tune for this processor; the result may not run on another
@@ -36,6 +37,8 @@ TIER_FLAGS = {  # kernels/isa_<tier>.c, on x86-64; each file is empty on the oth
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer", "-g"]
 NVCC_FLAGS = ("-O3 -std=c++17 -cudart=static -Werror all-warnings "
               "-Xcompiler -fPIC,-fvisibility=hidden,-Wall").split()
+HOST_FLAGS = ("-std=c++17 -O1 -ffp-contract=fast -fno-math-errno -fvisibility=hidden -fPIC -Wall -Wextra -Werror -Wno-unknown-pragmas "
+              "-Itests/cuda_host/include -Icsrc -x c++").split()
 CUDA_LIBRARIES = ["cudart_static", "stdc++", "dl", "rt", "pthread"]
 
 
@@ -46,7 +49,7 @@ def switch(name, default, allowed):
     return value
 
 
-CUDA = switch("RWKVTUNE_CUDA", "auto", ("auto", "0", "1"))
+CUDA = switch("RWKVTUNE_CUDA", "auto", ("auto", "0", "1", "host"))
 ARCHS = os.environ.get("RWKVTUNE_CUDA_ARCHS", "80;90").replace(",", ";").split(";")
 EXTRA = SANITIZE if switch("RWKVTUNE_SANITIZE", "0", ("0", "1")) == "1" else []
 NATIVE = ["-march=native"] if switch("RWKVTUNE_NATIVE", "0", ("0", "1")) == "1" else []
@@ -57,6 +60,8 @@ def find_nvcc():
     old for this host compiler, or for the architectures asked for, is found out here."""
     if CUDA == "0":
         return None
+    if CUDA == "host":
+        return [os.environ.get("CXX", "g++"), *EXTRA, *HOST_FLAGS]
     homes = [os.environ[k] + "/bin" for k in ("CUDA_HOME", "CUDA_PATH") if k in os.environ]
     nvcc = shutil.which("nvcc", path=os.pathsep.join([*homes, os.environ.get("PATH", ""), "/usr/local/cuda/bin"]))
     problem = "nvcc was not found (looked in CUDA_HOME, CUDA_PATH, PATH and /usr/local/cuda)"
@@ -112,7 +117,7 @@ class BuildExt(build_ext):
         python = [f"-I{sysconfig.get_path('include')}", f"-I{numpy.get_include()}"]
 
         def command_for(source):
-            if source.suffix == ".cu":
+            if source.suffix in (".cu", ".cpp"):
                 return nvcc
             tier = (TIER_FLAGS.get(source.stem, []) if X86 else []) if source.stem.startswith("isa_") else NATIVE
             return [*cc, *tier, *(python if source.parts[1] == "py" else [])]
@@ -122,10 +127,15 @@ class BuildExt(build_ext):
             raise SystemExit(f"no C compiler: {cc[0]} was not found (Debian, Ubuntu: apt install build-essential; "
                              "macOS: xcode-select --install), or set CC")
         version = subprocess.run([cc[0], "--version"], capture_output=True, text=True).stdout
-        key = hashlib.sha1(repr((cc, NATIVE, nvcc, version, sys.version)).encode() + Path("setup.py").read_bytes())
-        folder = Path("build", "objects", key.hexdigest()[:12])
+
+        def folder_of(source):
+            what = (cc, NATIVE, version, sys.version) if source.suffix == ".c" else nvcc
+            return hashlib.sha1(repr(what).encode() + Path("setup.py").read_bytes()).hexdigest()[:12]
+
         sources = sorted(s for s in Path("csrc").rglob("*.c*") if s.suffix == ".c" or (nvcc and s.suffix == ".cu"))
-        jobs = [(command_for(s), s, folder / s.with_suffix(s.suffix + ".o")) for s in sources]
+        if CUDA == "host":
+            sources = [s for s in sources if s.name != "blas.cu"] + sorted(Path("tests/cuda_host").glob("*.cpp"))
+        jobs = [(command_for(s), s, Path("build", "objects", folder_of(s), s.with_suffix(s.suffix + ".o"))) for s in sources]
         try:
             with ThreadPool(os.cpu_count()) as pool:
                 objects = pool.map(compile_one, jobs, chunksize=1)
@@ -134,11 +144,13 @@ class BuildExt(build_ext):
         self.link(ext, objects, nvcc)
 
     def link(self, ext, objects, nvcc):
-        path = Path(self.get_ext_fullpath(ext.name))
+        path = Path("build", "cuda_host", self.get_ext_filename("_rwkvcore")) if CUDA == "host" else Path(self.get_ext_fullpath(ext.name))
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)  # a new file: a running process may still have the old one mapped
+        cuda_libraries = ["stdc++"] if CUDA == "host" else CUDA_LIBRARIES
         self.compiler.link_shared_object(
-            objects, str(path), libraries=[*(CUDA_LIBRARIES if nvcc else []), "m", "pthread"],
-            library_dirs=cuda_library_dirs(nvcc[0]) if nvcc else [],
+            objects, str(path), libraries=[*(cuda_libraries if nvcc else []), "m", "pthread"],
+            library_dirs=cuda_library_dirs(nvcc[0]) if nvcc and CUDA != "host" else [],
             extra_postargs=[*EXTRA, "-fno-lto"], build_temp=self.build_temp)
 
 

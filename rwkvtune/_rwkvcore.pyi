@@ -22,7 +22,7 @@ def op_names() -> list[str]: ...
 def op_fields(op: str) -> list[tuple[str, str]]:
     """[(field, kind)], kind one of "tensor", "tensors" (a list of up to 6), "int", "float", "ids"."""
 
-def run_op(backend: str, op: str, direction: str, args: Mapping[str, Any]) -> None:
+def run_op(backend: str, op: str, direction: str, args: Mapping[str, Any], times: int = 0) -> list[float] | None:
     """Runs one op in place on the given arrays (a weight may be a pair as in convert_weight; dtype real unless the op's header says float64; ids int32); direction "fwd" or "bwd".
     The arrays' shapes are the tensors' shapes (at most 4 dimensions). Missing fields are absent tensors or zeros.
     For tests: shapes are not compared with each other, so wrong ones read and write outside the arrays."""
@@ -54,7 +54,7 @@ class State:
         """The first n sequences only; a larger n, up to those it was made with, brings the others back."""
 
 class Model:
-    def __init__(self, config: Mapping[str, Any], backend: str = "cpu", weights: dict[str, tuple[str, np.ndarray]] | None = None) -> None:
+    def __init__(self, config: Mapping[str, Any], backend: str = "cpu", weights: dict[str, tuple[str, np.ndarray]] | None = None, device: int = 0) -> None:
         """config: {"vocab_size", "n_embd", "ln0": bool, "time_state": bool, "rope": bool, "head_size_divisor", "layers":
         [{"time_mix": "x070", "channel_mix": "x070", "head_size", "n_kv_head", "dim_ffn", "d_decay", "d_aaa", "d_mv", "d_gate", "d_mix"}, ...]}.
         Parameters start as zeros.  weights: every parameter's (format, array) as in convert_weight, used where they lie and kept alive;
@@ -72,9 +72,11 @@ class Model:
         "formats": those it may be held in}.
         optional: may be missing from a file because the model never uses it (layer-0 v0, v1, v2)."""
     def parameters(self) -> dict[str, np.ndarray]:
-        """name -> writable zero-copy view, dtype real, the checkpoint's shape; keeps the model alive."""
+        """name -> writable zero-copy view, dtype real, the checkpoint's shape; keeps the model alive. On a device a copy."""
+    def write_parameter(self, name: str, value: np.ndarray) -> None:
+        """Replaces a parameter's numbers, on any device; value has as many, of any real dtype and shape."""
     def gradients(self) -> dict[str, np.ndarray]:
-        """name -> zero-copy view of the gradient (allocated as zeros on first use)."""
+        """name -> zero-copy view of the gradient (allocated as zeros on first use). On a device a copy."""
     def zero_gradients(self) -> None: ...
     def new_state(self, batch_size: int) -> State:
         """The state before the first token: zeros, or the model's time_state."""
@@ -117,8 +119,13 @@ class Trainer:
 
     def __init__(self, model: Model, *, beta1: float, beta2: float, eps: float, weight_decay: float, grad_clip: float) -> None: ...
     step_count: int  # settable: Adam's t, number of applied steps
+    loss_scale: float  # settable: what float16 losses are multiplied by; 1 elsewhere
     def moments(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """(first, second) moments by parameter name, writable zero-copy views."""
+        """(first, second) moments by parameter name, writable zero-copy views; on a device copies."""
+    def masters(self) -> dict[str, np.ndarray]:
+        """float32 weights by parameter name where the model's are narrower; else empty."""
+    def write(self, kind: str, name: str, value: np.ndarray) -> None:
+        """Replaces "first", "second" or "master" of a parameter."""
     def step(self, ids: np.ndarray, targets: np.ndarray, *, micro_bsz: int, lr: float, weight_decay: float, l2wrap: bool, grad_cp: int,
              trainable: Sequence[str] | None = None) -> dict[str, Any]:
         """One optimizer step over (B,T) int32 ids and targets, B cut into micro-batches of micro_bsz rows (the last may be shorter; gradients

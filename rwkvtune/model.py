@@ -12,13 +12,14 @@ from . import _rwkvcore
 from .arrays import IGNORED, ids_and_targets, to_array, token_ids
 from .checkpoint.lazy_tensor import to_format
 from .config import ModelConfig, whole_number
+from .cuda_library import load_cublas
 from .errors import DeviceError, FormatError
 from .state import RWKVState, rows_to_arrays, to_core
 from .state_codec import check_encoding
 from .weights import HeldParameters, file_formats, held_formats, hold, precision_of, stored_tensor
 
 _BACKENDS = ("cpu", "ref")
-_PRECISIONS = ("fp32", "bf16", "fp16", "int8", "int4", "fp64")
+_PRECISIONS = ("fp32", "tf32", "bf16", "fp16", "int8", "int4", "fp64")
 UNTOLD = ("ctx_len", "head_size_divisor", "head_size_a", "rope")  # of a ModelConfig, what weights do not tell
 _L2WRAP = 1e-4
 _TIME_STATE = "att.time_state"
@@ -42,15 +43,22 @@ class ModelOutput(namedtuple("ModelOutput", "logits loss")):
 
 
 def _check_device(device):
-    if device in ("cpu", "auto"):
-        return "cpu"
-    if isinstance(device, str) and device.split(":")[0] == "cuda":
-        reason = _rwkvcore.info().get("cuda_reason") or "this build runs on the CPU only"
+    """The device by its full name: "cpu" or "cuda:N"; "auto" is the first CUDA device where there is one."""
+    if device == "auto":
+        device = "cuda" if _rwkvcore.info()["cuda_devices"] else "cpu"
+    if device == "cpu":
+        return device
+    kind, colon, index = device.partition(":") if isinstance(device, str) else ("", "", "")
+    if kind != "cuda" or colon and not index.isdecimal():
+        raise ValueError(f"device is {device!r}; allowed are 'cpu', 'auto', 'cuda' and 'cuda:N'")
+    if not _rwkvcore.info()["cuda_devices"]:
+        reason = _rwkvcore.info()["cuda_reason"] or "there is no CUDA device"
         raise DeviceError(f"device {device!r} cannot be used: {reason}; device='cpu' works everywhere")
-    raise ValueError(f"device is {device!r}; allowed are 'cpu', 'auto', 'cuda' and 'cuda:N'")
+    load_cublas()
+    return f"cuda:{index or 0}"
 
 
-def _core_backend(backend, precision):
+def _core_backend(backend, precision, device="cpu"):
     """The core's name of a backend.  Raises ValueError (backend, precision)."""
     if backend not in _BACKENDS:
         raise ValueError(f"backend is {backend!r}; allowed are {', '.join(map(repr, _BACKENDS))}")
@@ -58,6 +66,14 @@ def _core_backend(backend, precision):
         raise ValueError(f"precision is {precision!r}; allowed are {', '.join(map(repr, _PRECISIONS))}")
     if precision == "fp64" and backend != "ref":
         raise ValueError("precision 'fp64' exists on backend='ref' only")
+    if device != "cpu":
+        if backend != "cpu":
+            raise ValueError(f"backend {backend!r} runs on device='cpu' only")
+        if precision in ("int8", "int4", "file"):
+            raise ValueError(f"precision {precision!r} exists on device='cpu' only")
+        return f"cuda-{precision}"
+    if precision == "tf32":
+        raise ValueError("precision 'tf32' exists on device='cuda' only")
     return "ref64" if precision == "fp64" else backend
 
 
@@ -93,9 +109,12 @@ def check_runnable(config):
 class RWKV:
     """An RWKV language model.
 
-    config: `ModelConfig`.  seed: of the reference initialisation.  device: "cpu" (default) or "auto".
-    precision: "fp32" (default); "bf16", "fp16", "int8", "int4": a model for inference whose weights are held in that format
-    (docs/weight_formats.md); "fp64" with backend="ref".  backend: "cpu" (default, fast) or "ref" (the textbook implementation, slow).
+    config: `ModelConfig`.  seed: of the reference initialisation.  device: "cpu" (default), "cuda", "cuda:N", or "auto": a
+    CUDA device where there is one.
+    precision: on the CPU "fp32" (default); "bf16", "fp16", "int8", "int4": a model for inference whose weights are held in that
+    format (docs/weight_formats.md); "fp64" with backend="ref".  On a CUDA device "bf16" (default), "fp16": weights and
+    activations of that type, sums in float32; "fp32"; "tf32": float32 but for matrix products; all of them can be trained.
+    backend: "cpu" (default, fast) or "ref" (the textbook implementation, slow); one of the CPU.
     Raises ValueError (an argument), DeviceError (no such device here), NotImplementedError (a kind of layer that
     this build lacks).
 
@@ -105,7 +124,7 @@ class RWKV:
     (1, 3, 10)
     """
 
-    def __init__(self, config, seed=0, device="cpu", precision="fp32", backend="cpu"):
+    def __init__(self, config, seed=0, device="cpu", precision=None, backend="cpu"):
         if precision == "file":
             raise ValueError("precision 'file' is for RWKV.load: a new model has no file")
         self._build(config, device, precision, backend)
@@ -118,12 +137,14 @@ class RWKV:
         """Everything but the numbers of the weights; a model for inference gets its core with them, from `_hold`."""
         if not isinstance(config, ModelConfig):
             raise ValueError(f"config is a {type(config).__name__}; it must be a ModelConfig")
-        self.config, self.device, self.precision, self.backend = config, _check_device(device), precision, backend
-        core_backend, self._core, self._weights = _core_backend(backend, precision), None, None
+        self.config, self.device, self.backend = config, _check_device(device), backend
+        self.precision = precision or ("fp32" if self.device == "cpu" else "bf16")
+        self._core = self._weights = None
+        _core_backend(backend, self.precision, self.device)
         try:
             self._rows = _rwkvcore.Model.describe(config.to_core_dict())
-            if precision in ("fp32", "fp64"):
-                self._core = _rwkvcore.Model(config.to_core_dict(), core_backend)
+            if self.trainable:
+                self._core = self._new_core()
         except NotImplementedError as error:
             raise NotImplementedError(
                 f"this version of rwkvtune cannot run layers of kind {' and '.join(config.kinds)} yet ({error});"
@@ -132,6 +153,11 @@ class RWKV:
         self._chunk_size = 1024
         self._gradients_in_use = Lock()
         self._state_compression = self._state = None
+
+    def _new_core(self):
+        """A core of this model's configuration, backend and device, without its weights."""
+        index = 0 if self.device == "cpu" else int(self.device.split(":")[1])
+        return _rwkvcore.Model(self.config.to_core_dict(), _core_backend(self.backend, self.precision, self.device), device=index)
 
     def _hold(self, tensors):
         """Takes the weights of a model for inference, in the formats of its precision."""
@@ -146,8 +172,8 @@ class RWKV:
 
     @property
     def trainable(self):
-        """bool: the weights are float32 numbers of the model's own, which training and `named_parameters` may write."""
-        return self._weights is None and self.precision in ("fp32", "fp64")
+        """bool: training may write the weights: float32 numbers of the model's own, or any on a CUDA device."""
+        return self._weights is None and (self.device != "cpu" or self.precision in ("fp32", "fp64"))
 
     def __repr__(self):
         return f"RWKV({self.config.summary()}, {self.num_parameters:,} parameters, {self.precision} on {self.device})"
@@ -158,12 +184,12 @@ class RWKV:
         weights = self._weights or {name: value.copy() for name, value in self.named_parameters().items()}
         settings = (self.precision, self._chunk_size, self._state_compression, state)
         precision = self.precision if self.trainable else "file"
-        return _rebuilt, (self.config.to_dict(), precision, self.backend, settings, weights)
+        return _rebuilt, (self.config.to_dict(), precision, self.backend, settings, weights, self.device)
 
     # ---- weights ----
 
     @classmethod
-    def load(cls, path, device="cpu", precision="fp32", backend="cpu", config=None, time_state=None, verify=None, **overrides):
+    def load(cls, path, device="cpu", precision=None, backend="cpu", config=None, time_state=None, verify=None, **overrides):
         """A model from a weight file; version and sizes are read from its tensors.
 
         path: `.pth` (as torch or RWKV-LM write it) or `.safetensors`.  device, backend: as in `RWKV`.
@@ -227,7 +253,15 @@ class RWKV:
             )
         if not self.trainable:
             self._hold(tensors)
-            return
+        elif self.device == "cpu":
+            self._fill_views(tensors)
+        else:
+            for name in wanted:
+                if name in tensors:
+                    value = tensors[name]
+                    self._core.write_parameter(name, value.numpy(np.float32) if hasattr(value, "raw") else np.asarray(value, np.float32))
+
+    def _fill_views(self, tensors):
         for name, view in self._core.parameters().items():
             if name not in tensors:
                 continue
@@ -268,7 +302,7 @@ class RWKV:
             raise ValueError(
                 f"path is {os.fspath(path)!r}; its ending decides the format and must be .pth or .safetensors"
             )
-        precision = dtype or (None if self.precision in ("fp64", "mixed") else self.precision)
+        precision = dtype or {"fp64": None, "mixed": None, "tf32": "fp32"}.get(self.precision, self.precision)
         if precision in ("int8", "int4"):
             precision = file_formats(self._rows, tensors, precision)
         writers[ending](path, tensors, dtype=precision)
@@ -277,7 +311,8 @@ class RWKV:
         """RWKV-LM's name -> array in RWKV-LM's shape.
 
         A dict of float32 views (float64 in fp64): writing to one changes the model.  Of a model for inference (`trainable` is
-        False) a mapping that makes a read-only float32 array whenever one is looked up.
+        False) a mapping that makes a read-only float32 array whenever one is looked up.  On a CUDA device a dict of copies:
+        `load_state_dict({**model.named_parameters(), name: array})` writes.
         """
         return self._core.parameters() if self._weights is None else HeldParameters(self._weights)
 
@@ -501,13 +536,13 @@ class RWKV:
         return self._core.plan(int(batch_size), int(ctx_len or self.config.ctx_len), bool(training), int(grad_cp))
 
 
-def _rebuilt(config, precision, backend, settings, weights):
+def _rebuilt(config, precision, backend, settings, weights, device="cpu"):
     """The model of `RWKV.__reduce__`."""
     model = RWKV.__new__(RWKV)
-    model._build(ModelConfig.from_dict(config), "cpu", precision, backend)
+    model._build(ModelConfig.from_dict(config), device, precision, backend)
     if model.trainable:
-        for name, view in model.named_parameters().items():
-            view[...] = weights[name]
+        for name, value in weights.items():
+            model._core.write_parameter(name, value)
     else:
         model._take(weights)
     model.precision, model._chunk_size, model._state_compression, model._state = settings

@@ -64,6 +64,8 @@ class Trainer:
             _say_once(
                 f"(precision={self.config.precision!r}: the CPU computes in float32; weights can be saved as bf16)"
             )
+        if model.device != "cpu" and self.config.precision != model.precision:
+            _say_once(f"(precision={self.config.precision!r}: the model is {model.precision} on {model.device}, and is trained in that)")
         self._trainable = self._trained_names()
         c = self.config
         self._core = _rwkvcore.Trainer(
@@ -217,12 +219,16 @@ class Trainer:
             "format": STATE_FORMAT, "steps": self.steps, "tokens": self.tokens, "applied_steps": self._core.step_count,
             "bad_in_a_row": self._bad_in_a_row, "position": self.position, "training": self.config.to_dict(),
             "model": self.model.config.to_dict(), "precision": self.model.precision, "backend": self.model.backend,
-            "rules": self._own_rules,
+            "rules": self._own_rules, "loss_scale": self._core.loss_scale,
         }  # fmt: skip
         tensors = {"about": np.frombuffer(json.dumps(about).encode(), np.uint8)}
-        for kind, values in zip(_KINDS, (self.model.named_parameters(), first, second)):
+        for kind, values in zip(_KINDS, (self._weights(), first, second)):
             tensors.update({f"{kind}/{name}": value for name, value in values.items()})
         write_pth(path, tensors)
+
+    def _weights(self):
+        """The weights as the optimizer has them: float32 also where the model's are narrower."""
+        return self.model.named_parameters() | self._core.masters()
 
     @classmethod
     def resume(cls, path, device="cpu"):
@@ -233,23 +239,42 @@ class Trainer:
         tensors, about = _read_state(path, verify=True)
         model = RWKV.__new__(RWKV)
         try:
-            model._build(ModelConfig.from_dict(about["model"]), device, about["precision"], about["backend"])
+            model._build(ModelConfig.from_dict(about["model"]), device, _trained_in(about["precision"], device), about["backend"])
             trainer = cls(model, TrainingConfig.from_dict(about["training"]))
             trainer.set_parameter_groups(
                 {"params": [name], "lr_scale": rule[0], "weight_decay": rule[1]} for name, rule in about["rules"].items()
             )
         except (TypeError, ValueError, LookupError, OverflowError, RecursionError) as error:
             raise FormatError(f"{path}: the description in this trainer's state makes no trainer ({error})") from error
-        for kind, values in zip(_KINDS, (model.named_parameters(), *trainer._core.moments())):
-            for name, view in values.items():
-                stored = tensors.get(f"{kind}/{name}")
-                if stored is None or tuple(stored.shape) != view.shape:
-                    raise FormatError(f"{path}: {kind}/{name} is missing or misshapen; the file is not whole")
-                view[...] = stored.numpy(view.dtype)
+        trainer._restore(path, tensors)
         trainer._core.step_count = about["applied_steps"]
+        trainer._core.loss_scale = max(1.0, float(about.get("loss_scale", 1.0))) if model.precision == "fp16" else 1.0
         trainer.steps, trainer.tokens = about["steps"], about["tokens"]
         trainer._bad_in_a_row, trainer.position = about["bad_in_a_row"], about["position"]
         return trainer
+
+
+    def _restore(self, path, tensors):
+        """Weights and moments from the tensors of a state file."""
+        core = self.model._core
+        masters = self._core.masters()
+        for kind, values in zip(_KINDS, (self.model.named_parameters(), *self._core.moments())):
+            for name, value in values.items():
+                stored = tensors.get(f"{kind}/{name}")
+                if stored is None or tuple(stored.shape) != value.shape:
+                    raise FormatError(f"{path}: {kind}/{name} is missing or misshapen; the file is not whole")
+                numbers = stored.numpy(core.real)
+                if kind == "model":
+                    core.write_parameter(name, numbers)
+                else:
+                    self._core.write(kind, name, numbers)
+        for name in masters:
+            self._core.write("master", name, tensors[f"model/{name}"].numpy(core.real))
+
+
+def _trained_in(precision, device):
+    """The precision in which a run of this one goes on: on the CPU its float32 masters do."""
+    return precision if device != "cpu" or precision == "fp64" else "fp32"
 
 
 def _check_description(about):

@@ -12,9 +12,11 @@ def model_options(parser):
         "--time_state", default="", help="file of trained initial states (blocks.N.att.time_state) that texts begin from"
     )
     parser.add_argument("--vocab", default="", help="vocabulary file; a work directory brings its own")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:N, or auto: a CUDA device where there is one")
     parser.add_argument(
-        "--precision", default="file", choices=("file", "fp32", "bf16", "fp16", "int8", "int4"), help="format the weights are held in; file = as they are stored"
-    )
+        "--precision", default="file", choices=("file", "fp32", "tf32", "bf16", "fp16", "int8", "int4"),
+        help="format the weights are held in; file = as they are stored (on cuda: bf16)"
+    )  # fmt: skip
     parser.add_argument(
         "--backend", default="cpu", choices=("cpu", "ref"), help="ref is the slow textbook implementation"
     )
@@ -40,7 +42,8 @@ def load_model(args):
     tokenizer = _tokenizer(args.vocab, stored, directory)
     if args.time_state:
         open_weights(args.time_state)
-    model = RWKV.load(path, precision=args.precision, backend=args.backend, time_state=args.time_state or None,
+    precision = None if args.device != "cpu" and args.precision == "file" else args.precision
+    model = RWKV.load(path, device=args.device, precision=precision, backend=args.backend, time_state=args.time_state or None,
                       **({"ctx_len": ctx_len} if ctx_len else {}))  # fmt: skip
     if tokenizer is not None and tokenizer.vocab_size > model.config.vocab_size:
         raise ValueError(

@@ -2,9 +2,8 @@
 
 import numpy as np
 
-from .. import _rwkvcore
 from ..config import ModelConfig
-from ..model import RWKV, _core_backend
+from ..model import RWKV
 from .configurator import layer_count
 from .runnable import check_settings, runnable_config
 from .settings import setting
@@ -85,9 +84,9 @@ def release_training_memory(model):
     """
     if not model.trainable:
         return model
-    core = _rwkvcore.Model(model.config.to_core_dict(), _core_backend(model.backend, model.precision))
-    for name, view in core.parameters().items():
-        view[...] = model.named_parameters()[name]
+    core = model._new_core()
+    for name, value in model.named_parameters().items():
+        core.write_parameter(name, value)
     model._core = core
     if model.state is not None:
         model.state = model.state.detached()

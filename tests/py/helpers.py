@@ -10,13 +10,15 @@ from rwkvtune import _rwkvcore as core
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `from reference import ...`
 
-BACKENDS = ["ref64", "ref"] + [f"cpu-{isa}" for isa in core.info()["isa_available"]]
+# With a CUDA device the same tests run on it, and where RWKVTUNE_TEST_CORE is the build of tests/cuda_host they run on that.
+CUDA = core.info()["cuda_devices"] > 0
+BACKENDS = ["ref64", "ref"] + [f"cpu-{isa}" for isa in core.info()["isa_available"]] + ["cuda-fp32"] * CUDA
 
 
 @contextmanager
 def running_on(backend):
     """Yields the core's name of a backend such as "cpu-avx2", with that instruction set chosen; restores it after."""
-    name, _, isa = backend.partition("-")
+    name, _, isa = backend.partition("-") if backend.startswith("cpu") else (backend, "", "")
     before = core.info()["isa"]
     if isa:
         assert core.select_isa(isa) == isa
@@ -108,25 +110,29 @@ MODEL_RUNS = {
     "ref-fp64": dict(backend="ref", precision="fp64", logits=1e-10, loss=1e-10, gradient=1e-8, floor=1e-12),
     "ref-fp32": dict(backend="ref", precision="fp32", logits=2e-5, loss=1e-5, gradient=1e-4, floor=1e-6),
     "cpu-fp32": dict(backend="cpu", precision="fp32", logits=2e-5, loss=1e-5, gradient=1e-4, floor=1e-6),
-}
+} | ({"cuda-fp32": dict(backend="cpu", precision="fp32", device="cuda", logits=2e-5, loss=1e-5, gradient=1e-4, floor=1e-6)} if CUDA else {})
 
 
 def load_model(path, run, **more):
     from rwkvtune import RWKV
 
-    return RWKV.load(str(path), backend=MODEL_RUNS[run]["backend"], precision=MODEL_RUNS[run]["precision"], **more)
+    how = MODEL_RUNS[run]
+    return RWKV.load(str(path), backend=how["backend"], precision=how["precision"], device=how.get("device", "cpu"), **more)
 
 
-def small_model(backend="cpu", precision="fp32", seed=1, spread=0.3, **sizes):
+def small_model(backend="cpu", precision="fp32", seed=1, spread=0.3, device="cpu", **sizes):
     """A model whose every parameter matters: the reference initialisation leaves many at zero, so add noise to all."""
     from rwkvtune import RWKV, ModelConfig
 
     sizes = dict(model_type="x070", n_layer=2, n_embd=64, vocab_size=67, ctx_len=64, head_size_a=32) | sizes
-    model = RWKV(ModelConfig(**sizes), seed=seed, backend=backend, precision=precision)
+    model = RWKV(ModelConfig(**sizes), seed=seed, backend=backend, precision=precision, device=device)
     rng = np.random.default_rng(seed)
-    for value in model.named_parameters().values():
+    weights = model.named_parameters()
+    for value in weights.values():
         noise = rng.standard_normal(value.shape)
         value += spread * noise / np.sqrt(value.shape[-1] if value.ndim == 2 else 16)
+    if device != "cpu":
+        model.load_state_dict(weights)  # they were copies
     return model
 
 

@@ -3,7 +3,7 @@ causality, independence of the batch, chunked gradients, saving and going on, pl
 
 import numpy as np
 import pytest
-from helpers import assert_same_bits, assert_within, core, global_norm, small_model, some_ids, threads
+from helpers import CUDA, assert_same_bits, assert_within, core, global_norm, small_model, some_ids, threads
 from reference import sampling
 
 import rwkvtune
@@ -13,19 +13,20 @@ from rwkvtune.state import RWKVState
 from rwkvtune.trainer import Trainer
 
 RUNS = {"cpu": ("cpu", "fp32", 2e-5, 1e-4), "ref": ("ref", "fp32", 2e-5, 1e-4), "ref64": ("ref", "fp64", 1e-12, 1e-10)}
+DEVICES = [f"cuda-{version}" for version in ("x052", "x060", "x070")] if CUDA else []
 
 
 VERSIONS = ("x052", "x060", "x070")
 
 
 @pytest.fixture(
-    scope="module", params=[f"{run}-{version}" for run in ("cpu", "ref64") for version in VERSIONS] + ["ref-x070"]
+    scope="module", params=[f"{run}-{version}" for run in ("cpu", "ref64") for version in VERSIONS] + ["ref-x070"] + DEVICES
 )
 def any_model(request):
     """(model, tolerance of logits, relative tolerance of gradients); tests leave the weights alone."""
     run, version = request.param.split("-")
-    backend, precision, logits, gradients = RUNS[run]
-    return small_model(backend, precision, model_type=version), logits, gradients
+    backend, precision, logits, gradients = RUNS["cpu" if run == "cuda" else run]
+    return small_model(backend, precision, model_type=version, device="cuda" if run == "cuda" else "cpu"), logits, gradients
 
 
 def same_gradients(got, want, relative, what):

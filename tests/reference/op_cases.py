@@ -483,6 +483,19 @@ def wkv5_cases(rng):
     return wkv6_cases(rng, constant=True)
 
 
+def initial_state_cases(rng):
+    for B, H, N in [(1, 1, 1), (2, 3, 5), (3, 2, 32), (1, 2, 64)]:
+        yield Case(
+            given=dict(p=draw(rng, H, N, N)),
+            forward=lambda p, B=B: dict(s=ops.initial_state(p["p"], B)),
+            backward=lambda p: dict(dp=ops.initial_state_grad(p["ds"])),
+            cotangents=dict(ds=("s", draw(rng, B, H, N, N))),
+            gradient_of=dict(dp="p"),
+            added=dict(dp=1.0),
+            additions=B,
+        )
+
+
 def relu2_cases(rng):
     for R, n in [(3, n) for n in WIDTHS] + [(100, 600)]:
         yield Case(

@@ -226,6 +226,15 @@ def out_gate_grad(y, r, k, v, r_k, w, b, g, eps, do):
     )
 
 
+def initial_state(p, B):
+    """(B,H,key,value) from the (H,value,key) of a checkpoint."""
+    return np.einsum("hij,b->bhji", p, np.ones(B))
+
+
+def initial_state_grad(ds):
+    return np.einsum("bhji,b->hij", ds, np.ones(ds.shape[0]))
+
+
 def relu2(x):
     return np.where(x > 0, x, 0) * np.where(x > 0, x, 0)
 

@@ -1,0 +1,140 @@
+"""Models on a CUDA device: as on the CPU in float32, close to it in 16 bits, the same bits again, there and back.
+
+Without a device, and where RWKVTUNE_TEST_CORE names no core of tests/cuda_host, only the refusal is tested here."""
+
+import numpy as np
+import pytest
+from helpers import CUDA, assert_same_bits, assert_within, core, small_model, some_ids
+
+from rwkvtune import RWKV, DeviceError, Trainer, TrainingConfig
+
+VERSIONS = ("x052", "x060", "x070")
+on_a_device = pytest.mark.skipif(not CUDA, reason="no CUDA device")
+
+
+@pytest.mark.skipif(CUDA, reason="there is a CUDA device")
+def test_without_a_device_the_reason_is_told():
+    with pytest.raises(DeviceError, match="device 'cuda' cannot be used: .*; device='cpu' works everywhere"):
+        small_model(device="cuda")
+    assert small_model(device="auto").device == "cpu"
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:", "cuda:x", 0, None])
+def test_a_device_has_one_of_few_names(device):
+    with pytest.raises(ValueError, match="allowed are"):
+        small_model(device=device)
+
+
+def trained(device, precision, version="x070", steps=3, **config):
+    """(losses and norms, model, trainer) after some steps in two micro-batches."""
+    model = small_model(precision=precision, model_type=version, device=device)
+    ids, targets = some_ids(3, 20), some_ids(3, 20, seed=1)
+    targets[0, :5] = -100
+    trainer = Trainer(model, TrainingConfig(**{"precision": precision, "micro_bsz": 2, "weight_decay": 0.1, "grad_cp": 0} | config))
+    return [trainer.step(ids, targets, lr=1e-3) for _ in range(steps)], model, trainer
+
+
+@on_a_device
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16", "fp16"])
+@pytest.mark.parametrize("version", VERSIONS)
+def test_training_follows_the_cpu(version, precision):
+    unit = dict(fp32=2**-24, tf32=2**-11, bf16=2**-8, fp16=2**-11)[precision]
+    want, _, _ = trained("cpu", "fp32", version)
+    got, _, _ = trained("cuda", precision, version)
+    for (loss, norm), (want_loss, want_norm) in zip(got, want):
+        # a loss of about 4 is a sum of a few roundings of logits below 4; a norm is an average over ten thousand numbers
+        assert_within(loss, want_loss, 16 * unit, "loss")
+        assert_within(norm, want_norm, 16 * unit * want_norm, "norm of the gradient")
+
+
+@on_a_device
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_two_runs_and_recomputation_give_the_same_bits(precision):
+    first, model, _ = trained("cuda", precision, steps=2)
+    for config in ({}, {"grad_cp": 1}):
+        again, other, _ = trained("cuda", precision, steps=2, **config)
+        assert again == first
+        for name, value in other.named_parameters().items():
+            assert_same_bits(value, model.named_parameters()[name], name)
+
+
+@on_a_device
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_a_run_goes_on_from_its_file(precision, tmp_path):
+    straight, model, _ = trained("cuda", precision, steps=4)
+    begun, _, trainer = trained("cuda", precision, steps=2)
+    trainer.save(tmp_path / "state.pth")
+    there, here = (Trainer.resume(tmp_path / "state.pth", device=device) for device in ("cuda", "cpu"))
+    ids, targets = some_ids(3, 20), some_ids(3, 20, seed=1)
+    targets[0, :5] = -100
+    assert begun + [there.step(ids, targets, lr=1e-3) for _ in range(2)] == straight
+    for name, value in there.model.named_parameters().items():
+        assert_same_bits(value, model.named_parameters()[name], name)
+    assert here.model.precision == "fp32"
+    assert_within(here.step(ids, targets, lr=1e-3)[0], straight[2][0], 16 * 2**-8, "loss of the step after, on the CPU")
+
+
+@on_a_device
+def test_small_updates_add_up_in_the_masters():
+    """Sixteen steps, each too small for bfloat16 to hold, move the weights as float32 does."""
+    _, moved, trainer = trained("cuda", "bf16", steps=0)
+    name = "blocks.1.ffn.key.weight"
+    before = moved.named_parameters()[name]
+    ids, targets = some_ids(3, 20), some_ids(3, 20, seed=1)
+    for _ in range(16):
+        trainer.step(ids, targets, lr=2e-5, weight_decay=0)
+    masters = trainer._core.masters()[name]
+    assert np.abs(masters - before).max() > 1e-4
+    assert_within(moved.named_parameters()[name], masters, np.abs(masters) * 2**-8, "weights are the masters, rounded")
+
+
+@on_a_device
+def test_a_float16_step_whose_gradient_overflows_is_taken_with_a_smaller_scale():
+    _, _, trainer = trained("cuda", "fp16", steps=0)
+    trainer._core.loss_scale = 2.0**24
+    ids, targets = some_ids(3, 20), some_ids(3, 20, seed=1)
+    loss, norm = trainer.step(ids, targets, lr=1e-3)
+    assert np.isfinite([loss, norm]).all() and trainer.applied_steps == 1
+    assert 1 <= trainer._core.loss_scale <= 2.0**24
+
+
+@on_a_device
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_weights_files_and_states_cross_over(precision, tmp_path):
+    model = small_model(precision=precision, device="cuda")
+    model.save(tmp_path / "weights.pth")
+    here = RWKV.load(tmp_path / "weights.pth")
+    for name, value in model.named_parameters().items():
+        assert_same_bits(here.named_parameters()[name], value, name)
+    ids = some_ids(2, 12)
+    _, state = model.process_with_state(ids[:, :7])
+    _, after = here.process_with_state(ids[:, :7])
+    for name, value in after.to_numpy().items():
+        assert_within(state.to_numpy()[name], value, (2**-6 if precision == "bf16" else 1e-5) * np.abs(value).max(), name)
+    got, _ = model.process_with_state(ids[:, 7:], RWKV_state(after))
+    want, _ = here.process_with_state(ids[:, 7:], after)
+    assert_within(got, want, (2**-5 if precision == "bf16" else 2e-5) * np.abs(want).max(), "logits after the other's state")
+
+
+def RWKV_state(state):
+    from rwkvtune.state import RWKVState
+
+    return RWKVState.from_numpy(state.to_numpy())
+
+
+@on_a_device
+def test_generation_continues_as_on_the_cpu():
+    prompt = [1, 2, 3, 4]
+    here, there = (small_model(device=device).generate(prompt, max_new_tokens=8, temperature=0) for device in ("cpu", "cuda"))
+    assert list(there) == list(here)
+
+
+@on_a_device
+def test_an_op_that_fails_names_the_device():
+    with pytest.raises(DeviceError, match="cuda:7"):
+        small_model(device="cuda:7")
+
+
+def test_info_tells_of_cuda():
+    facts = core.info()
+    assert (facts["cuda_devices"] > 0) == (facts["cuda_reason"] is None)
