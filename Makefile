@@ -15,7 +15,7 @@ PIP := $(VPYTHON) -m pip --quiet --disable-pip-version-check
 JOBS := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 SOURCES := setup.py pyproject.toml rwkvtune/__init__.py $(shell find csrc -name '*.[ch]' -o -name '*.cu')
 
-.PHONY: quickstart test bench clean ctest cuda_host tsan aarch64
+.PHONY: quickstart test bench clean ctest cuda tsan aarch64
 .SUFFIXES:
 .SECONDARY:
 
@@ -28,7 +28,7 @@ bench: $(VENV)/.plot
 test: $(VENV)/.test
 	@$(MAKE) --no-print-directory -j$(JOBS) ctest
 	$(VPYTHON) -m pytest tests/py
-	@$(MAKE) --no-print-directory cuda_host
+	@$(MAKE) --no-print-directory cuda
 	$(VPYTHON) -m pytest --doctest-modules rwkvtune || [ $$? -eq 5 ]  # 5: there are none
 
 clean:
@@ -81,7 +81,7 @@ $(BUILD)/test_%: $(BUILD)/tests/c/test_%.o $(BUILD)/libcore.a
 	@$(CC) $(SANITIZE) $^ -lpthread -lm -o $@
 
 # The CUDA kernels on the host (tests/cuda_host/README.md): the tests that a machine with a GPU runs on it.
-cuda_host: $(VENV)/.test
+cuda: $(VENV)/.test
 	RWKVTUNE_CUDA=host $(VPYTHON) setup.py -q build_ext
 	RWKVTUNE_TEST_CORE=$$(ls build/cuda_host/_rwkvcore*.so) $(VPYTHON) -m pytest -k cuda $(addprefix tests/py/test_,ops_numpy.py golden_ops.py golden_model.py golden_train.py numerics.py cuda.py)
 
