@@ -131,7 +131,7 @@ class Generator:
         return token_ids(ids, self.model.config.vocab_size, name)[0]
 
     def _stop_strings(self, stop):
-        strings = (stop,) if isinstance(stop, str) else tuple(stop)
+        strings = tuple(stop) if hasattr(stop, "__iter__") and not isinstance(stop, str) else (stop,)
         if not all(isinstance(one, str) and one for one in strings):
             raise ValueError(f"stop is {stop!r}; it must be text or a list of texts, none of them empty")
         if strings and self.tokenizer is None:

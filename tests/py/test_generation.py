@@ -340,6 +340,7 @@ def test_options_of_the_generator_and_of_a_call(model):
         (["text"], {}, "needs a tokenizer"),
         ([1], {"stop": "x"}, "needs a tokenizer"),
         ([1], {"stop": [""]}, "stop is"),
+        ([1], {"stop": None}, "stop is"),
         ([1], {"stop_tokens": [-1]}, "stop_tokens holds -1"),
         ([1], {"n": 0}, "n is 0"),
         ([1], {"seed": [1, 2]}, "seed is"),
