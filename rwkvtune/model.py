@@ -20,6 +20,7 @@ from .weights import HeldParameters, file_formats, held_formats, hold, precision
 
 _BACKENDS = ("cpu", "ref")
 _PRECISIONS = ("fp32", "tf32", "bf16", "fp16", "int8", "int4", "fp64")
+_DEVICE_PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 UNTOLD = ("ctx_len", "head_size_divisor", "head_size_a", "rope")  # of a ModelConfig, what weights do not tell
 _L2WRAP = 1e-4
 _TIME_STATE = "att.time_state"
@@ -42,7 +43,7 @@ class ModelOutput(namedtuple("ModelOutput", "logits loss")):
         return self._fields
 
 
-def _check_device(device):
+def full_device(device):
     """The device by its full name: "cpu" or "cuda:N"; "auto" is the first CUDA device where there is one."""
     if device == "auto":
         device = "cuda" if _rwkvcore.info()["cuda_devices"] else "cpu"
@@ -69,12 +70,18 @@ def _core_backend(backend, precision, device="cpu"):
     if device != "cpu":
         if backend != "cpu":
             raise ValueError(f"backend {backend!r} runs on device='cpu' only")
-        if precision in ("int8", "int4", "file"):
-            raise ValueError(f"precision {precision!r} exists on device='cpu' only")
+        if precision not in _DEVICE_PRECISIONS:
+            allowed = ", ".join(map(repr, _DEVICE_PRECISIONS))
+            raise ValueError(f"precision {precision!r} exists on device='cpu' only; on a CUDA device allowed are {allowed}")
         return f"cuda-{precision}"
     if precision == "tf32":
         raise ValueError("precision 'tf32' exists on device='cuda' only")
     return "ref64" if precision == "fp64" else backend
+
+
+def default_precision(device):
+    """That of a model on this device if nobody says: float32 on the CPU, 16 bits where they are faster."""
+    return "fp32" if device == "cpu" else "bf16"
 
 
 def _cross_entropy(logits, targets):
@@ -113,8 +120,8 @@ class RWKV:
     CUDA device where there is one.
     precision: on the CPU "fp32" (default); "bf16", "fp16", "int8", "int4": a model for inference whose weights are held in that
     format (docs/weight_formats.md); "fp64" with backend="ref".  On a CUDA device "bf16" (default), "fp16": weights and
-    activations of that type, sums in float32; "fp32"; "tf32": float32 but for matrix products; all of them can be trained.
-    backend: "cpu" (default, fast) or "ref" (the textbook implementation, slow); one of the CPU.
+    activations of that type, sums in float32; "fp32"; "tf32": float32 but for matrix products.
+    backend: "cpu" (default, fast) or "ref" (the textbook implementation, slow); both are the CPU's.
     Raises ValueError (an argument), DeviceError (no such device here), NotImplementedError (a kind of layer that
     this build lacks).
 
@@ -137,8 +144,8 @@ class RWKV:
         """Everything but the numbers of the weights; a model for inference gets its core with them, from `_hold`."""
         if not isinstance(config, ModelConfig):
             raise ValueError(f"config is a {type(config).__name__}; it must be a ModelConfig")
-        self.config, self.device, self.backend = config, _check_device(device), backend
-        self.precision = precision or ("fp32" if self.device == "cpu" else "bf16")
+        self.config, self.device, self.backend = config, full_device(device), backend
+        self.precision = precision or default_precision(self.device)
         self._core = self._weights = None
         _core_backend(backend, self.precision, self.device)
         try:
@@ -155,9 +162,10 @@ class RWKV:
         self._state_compression = self._state = None
 
     def _new_core(self):
-        """A core of this model's configuration, backend and device, without its weights."""
+        """A core of this model's configuration, backend and device, with memory for weights but without their numbers."""
         index = 0 if self.device == "cpu" else int(self.device.split(":")[1])
-        return _rwkvcore.Model(self.config.to_core_dict(), _core_backend(self.backend, self.precision, self.device), device=index)
+        backend = _core_backend(self.backend, self.precision, self.device)
+        return _rwkvcore.Model(self.config.to_core_dict(), backend, device=index)
 
     def _hold(self, tensors):
         """Takes the weights of a model for inference, in the formats of its precision."""
@@ -172,7 +180,7 @@ class RWKV:
 
     @property
     def trainable(self):
-        """bool: training may write the weights: float32 numbers of the model's own, or any on a CUDA device."""
+        """bool: the weights are numbers of the model's own, which training may write: all but those held for inference."""
         return self._weights is None and (self.device != "cpu" or self.precision in ("fp32", "fp64"))
 
     def __repr__(self):
@@ -208,7 +216,10 @@ class RWKV:
 
         if not os.path.exists(path):
             raise FileNotFoundError(f"weights not found: {path}")
-        tensors, source = read_checkpoint(path, precision in ("fp32", "fp64") if verify is None else verify), path
+        device = full_device(device)
+        precision = precision or default_precision(device)
+        copied = device != "cpu" or precision in ("fp32", "fp64")
+        tensors, source = read_checkpoint(path, copied if verify is None else verify), path
         if time_state is not None:
             tensors, source = {**tensors, **_initial_states(time_state, tensors)}, f"{path} with {time_state}"
             config = None if config is None else config.replace(time_state=True)
@@ -253,24 +264,16 @@ class RWKV:
             )
         if not self.trainable:
             self._hold(tensors)
-        elif self.device == "cpu":
-            self._fill_views(tensors)
-        else:
-            for name in wanted:
-                if name in tensors:
-                    value = tensors[name]
-                    self._core.write_parameter(name, value.numpy(np.float32) if hasattr(value, "raw") else np.asarray(value, np.float32))
-
-    def _fill_views(self, tensors):
-        for name, view in self._core.parameters().items():
-            if name not in tensors:
-                continue
-            value = tensors[name]
-            if view.dtype == np.float32:
-                to_format(value, "fp32", view)
-            else:
-                value = value.numpy(view.dtype) if hasattr(value, "raw") else np.asarray(value, view.dtype)
-                view[...] = value.reshape(view.shape)
+            return
+        views = self._core.parameters() if self.device == "cpu" and self.precision == "fp32" else {}
+        real = self._core.real
+        for name in wanted:
+            if name in tensors:
+                value = tensors[name]
+                if name in views:
+                    to_format(value, "fp32", views[name])
+                else:
+                    self._core.write_parameter(name, value.numpy(real) if hasattr(value, "raw") else np.asarray(value, real))
 
     def save(self, path, dtype=None):
         """Write the weights under RWKV-LM's names and shapes, at once or not at all.
@@ -311,7 +314,7 @@ class RWKV:
         """RWKV-LM's name -> array in RWKV-LM's shape.
 
         A dict of float32 views (float64 in fp64): writing to one changes the model.  Of a model for inference (`trainable` is
-        False) a mapping that makes a read-only float32 array whenever one is looked up.  On a CUDA device a dict of copies:
+        False) a mapping that makes a read-only float32 array whenever one is looked up.  On a CUDA device the arrays are copies:
         `load_state_dict({**model.named_parameters(), name: array})` writes.
         """
         return self._core.parameters() if self._weights is None else HeldParameters(self._weights)

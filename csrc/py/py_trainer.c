@@ -117,6 +117,7 @@ static PyObject *trainer_write(PyObject *op, PyObject *args) {
     if (all && (at < 0 || !all[at].p)) PyErr_Format(PyExc_ValueError, "the trainer has no %s of '%s'", kind, name);
     if (PyErr_Occurred()) return NULL;
     int rc;
+    RK_LOCKED(self->model, rk_trainer_share_moments(&self->trainer));
     RK_LOCKED(self->model, rc = rk_trainer_load_masters(&self->trainer)); /* or a later load would undo this */
     if (!rc) rc = rk_py_write(self->model->model.store.memory, all[at], value, name);
     if (rc && !PyErr_Occurred()) rk_py_raise(rk_py_state_of(Py_TYPE(op)), rc);

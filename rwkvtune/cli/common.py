@@ -14,8 +14,9 @@ def model_options(parser):
     parser.add_argument("--vocab", default="", help="vocabulary file; a work directory brings its own")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:N, or auto: a CUDA device where there is one")
     parser.add_argument(
-        "--precision", default="file", choices=("file", "fp32", "tf32", "bf16", "fp16", "int8", "int4"),
-        help="format the weights are held in; file = as they are stored (on cuda: bf16)"
+        "--precision", default=None, choices=("file", "fp32", "tf32", "bf16", "fp16", "int8", "int4"),
+        help="on the CPU: format the weights are held in, file = as they are stored (default file); on cuda: type of weights and "
+        "activations, one of fp32, tf32, bf16, fp16 (default bf16)"
     )  # fmt: skip
     parser.add_argument(
         "--backend", default="cpu", choices=("cpu", "ref"), help="ref is the slow textbook implementation"
@@ -31,7 +32,7 @@ def work_dir_of(path):
 
 def load_model(args):
     """(model, tokenizer or None) for the arguments of `model_options`.  Raises FileNotFoundError, FormatError, ValueError."""
-    from ..model import RWKV
+    from ..model import RWKV, full_device
 
     directory, path = work_dir_of(args.model), Path(args.model)
     stored = _stored_config(directory / "configs" / "config.json") if directory else {}
@@ -42,8 +43,9 @@ def load_model(args):
     tokenizer = _tokenizer(args.vocab, stored, directory)
     if args.time_state:
         open_weights(args.time_state)
-    precision = None if args.device != "cpu" and args.precision == "file" else args.precision
-    model = RWKV.load(path, device=args.device, precision=precision, backend=args.backend, time_state=args.time_state or None,
+    device = full_device(args.device)
+    precision = args.precision or ("file" if device == "cpu" else None)
+    model = RWKV.load(path, device=device, precision=precision, backend=args.backend, time_state=args.time_state or None,
                       **({"ctx_len": ctx_len} if ctx_len else {}))  # fmt: skip
     if tokenizer is not None and tokenizer.vocab_size > model.config.vocab_size:
         raise ValueError(
