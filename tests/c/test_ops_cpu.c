@@ -572,9 +572,9 @@ static void test_nan(void) {
 static const int FORMATS[] = {RK_F32, RK_BF16, RK_F16, RK_Q8, RK_Q4};
 enum { N_FORMATS = 5 };
 
-/* Random weights of n rows of K in their format, two bytes off a 64-byte boundary, and what they stand for. */
+/* Random weights of n rows of K in their format, one element off a 64-byte boundary, and what they stand for. */
 static char *random_weights(int dtype, size_t n, size_t K, char *memory, float *meaning) {
-    char *w = memory + 66 - (uintptr_t)memory % 64;
+    char *w = memory + 64 - (uintptr_t)memory % 64 + (dtype == RK_F32 ? sizeof(float) : sizeof(uint16_t));
     size_t bytes = rk_row_bytes(dtype, K);
     for (size_t m = 0; m < n; m++) {
         char *row = w + m * bytes;

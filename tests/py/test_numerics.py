@@ -322,7 +322,7 @@ def test_plan_is_what_is_allocated(backend, grad_cp, version):
 
 def test_recomputation_needs_less_memory():
     model = core.Model(small_model(n_layer=6).config.to_core_dict(), "cpu")
-    assert model.plan(4, 64, grad_cp=1)["activations"] < 0.5 * model.plan(4, 64, grad_cp=0)["activations"]
+    assert model.plan(4, 64, grad_cp=1)["activations"] < 0.6 * model.plan(4, 64, grad_cp=0)["activations"]
     assert model.plan(4, 64, training=False)["activations"] < model.plan(4, 64, grad_cp=1)["activations"]
 
 
