@@ -8,12 +8,12 @@ template <typename T, typename C> static const char *product(RkCudaGemm g) {
     C *c = static_cast<C *>(g.C);
     for (int m = 0; m < g.M; m++)
         for (int n = 0; n < g.N; n++) {
-            float sum = 0;
+            double sum = 0; /* so that the differences tests see are those of the kernels */
             for (int k = 0; k < g.K; k++)
-                sum += rk_float(a[g.trans_a ? static_cast<size_t>(k) * g.lda + m : static_cast<size_t>(m) * g.lda + k]) *
+                sum += static_cast<double>(rk_float(a[g.trans_a ? static_cast<size_t>(k) * g.lda + m : static_cast<size_t>(m) * g.lda + k])) *
                        rk_float(b[g.trans_b ? static_cast<size_t>(n) * g.ldb + k : static_cast<size_t>(k) * g.ldb + n]);
             C *out = c + static_cast<size_t>(m) * g.ldc + n;
-            *out = rk_element<C>(sum + (g.accumulate ? rk_float(*out) : 0) + (bias ? rk_float(bias[n]) : 0));
+            *out = rk_element<C>(static_cast<float>(sum) + (g.accumulate ? rk_float(*out) : 0) + (bias ? rk_float(bias[n]) : 0));
         }
     return nullptr;
 }

@@ -30,7 +30,7 @@ def run(backend, op, direction, out, **args):
 
 def check(backend, got, want, what, gradient=False, scale=None):
     want = np.asarray(want)
-    tolerance = TOLERANCE[real_of(backend)][gradient]
+    tolerance = TOLERANCE[real_of(backend)][gradient] * (2 if backend.startswith("cuda") else 1)  # a warp sums in another order
     stored = FLOAT32_STORED if want.dtype == np.float32 else 0
     largest = np.abs(want).max() if scale is None else scale
     assert_within(got, want, tolerance * largest + stored * np.abs(want), f"{what} on {backend}")
