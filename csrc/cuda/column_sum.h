@@ -18,10 +18,10 @@ template <typename T> __global__ void rk_column_sum_slices(const T *x, int R, in
 
 template <typename T> int rk_column_sum(const T *x, int R, int C, float *to) {
     RkSlices s = rk_slices(R);
-    float *partial;
-    RK_TRY(rk_partial_sums(s, 1, C, &partial));
-    RK_TRY(rk_launch(rk_column_sum_slices<T>, dim3(rk_blocks(C, 128 * RK_VEC<T>), s.count), 128, 0, rk_stream(), x, R, C, s, rk_aligned(x) && C % RK_VEC<T> == 0, partial));
-    return rk_finish_sums(partial, s, 1, C, {{to}});
+    bool aligned = rk_aligned(x) && C % RK_VEC<T> == 0;
+    return rk_sum_columns(s, 1, C, {{to}}, [&](float *partial) {
+        return rk_launch(rk_column_sum_slices<T>, dim3(rk_blocks(C, 128 * RK_VEC<T>), s.count), 128, 0, rk_stream(), x, R, C, s, aligned, partial);
+    });
 }
 
 #endif

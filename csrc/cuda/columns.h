@@ -30,11 +30,11 @@ static __global__ void rk_add_slices(const float *partial, int slices, int n, in
     sums.to[k][c] += sum;
 }
 
-inline int rk_partial_sums(RkSlices s, int n, int C, float **partial) {
-    return rk_cuda_scratch(static_cast<size_t>(s.count) * n * C * sizeof(float), reinterpret_cast<void **>(partial));
-}
-
-inline int rk_finish_sums(const float *partial, RkSlices s, int n, int C, RkColumnSums sums) {
+/* Both kernels: launch(partial) is the first, with room for its sums of n parameters. */
+template <typename Launch> int rk_sum_columns(RkSlices s, int n, int C, RkColumnSums sums, Launch launch) {
+    float *partial;
+    RK_TRY(rk_cuda_scratch(static_cast<size_t>(s.count) * n * C * sizeof(float), reinterpret_cast<void **>(&partial)));
+    RK_TRY(launch(partial));
     return rk_launch(rk_add_slices, dim3(rk_blocks(C, 128), n), 128, 0, rk_stream(), partial, s.count, n, C, sums);
 }
 

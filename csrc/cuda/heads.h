@@ -60,4 +60,11 @@ __device__ inline void rk_head_partial(float *partial, const RkHeads &a, const R
     for (int i = 0; i < l.n; i++) to[i] = sum[i];
 }
 
+/* A backward whose threads end with rk_head_partial of n parameters. */
+template <typename Arguments> int rk_head_gradients(void (*kernel)(Arguments, float *), const Arguments &a, int n, RkColumnSums sums) {
+    return rk_sum_columns(a.heads.slices, n, a.heads.H * a.heads.N, sums, [&](float *partial) {
+        return rk_launch(kernel, rk_head_blocks(a.heads), RK_HEAD_THREADS, 0, rk_stream(), a, partial);
+    });
+}
+
 #endif

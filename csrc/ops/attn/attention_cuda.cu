@@ -241,7 +241,7 @@ template <typename T> static int attention_bwd(const RkAttention *o, const RkAtt
 
 extern "C" int rk_cuda_attention_fwd(const RkAttention *o) {
     RK_TRY(rk_attention_check(o));
-    cudaStream_t stream = static_cast<cudaStream_t>(rk_cuda_stream());
+    cudaStream_t stream = rk_stream();
     RK_CUDA_BY_DTYPE(o->q.dtype, T, {
         RK_TRY(rk_attention_mma(o) ? rk_attention_mma_fwd(o, stream) : attention_fwd<T>(o, stream));
         RK_TRY(attention_append<T>(o->k_past, o->k, o->k_all, o->past, stream));
@@ -251,7 +251,7 @@ extern "C" int rk_cuda_attention_fwd(const RkAttention *o) {
 
 extern "C" int rk_cuda_attention_bwd(const RkAttention *o) {
     RK_TRY(rk_attention_check(o));
-    cudaStream_t stream = static_cast<cudaStream_t>(rk_cuda_stream());
+    cudaStream_t stream = rk_stream();
     int B = o->q.d[0], tokens = o->q.d[1], H = o->q.d[2];
     size_t sequence = static_cast<size_t>(H) * static_cast<size_t>(tokens) * sizeof(float); /* of D */
     int together = static_cast<int>(min(static_cast<size_t>(B), RK_CUDA_SCRATCH / sequence));

@@ -87,11 +87,7 @@ template <typename T> static int run(const RkKeyPrep *o, bool backward) {
                     rk_ptr<T>(o->dbeta), rk_ptr<T>(o->k), rk_ptr<T>(o->alpha), rk_ptr<T>(o->beta), rk_ptr<T>(o->dk0), rk_ptr<T>(o->da)};
     RK_TRY(rk_heads<T>(o->k0, rk_all_aligned({a.k0, a.a, a.k_k, a.k_a, a.dk, a.dalpha, a.dbeta, a.k, a.alpha, a.beta, a.dk0, a.da}), &a.heads));
     if (!backward) return rk_launch(key_prep_rows<T>, rk_head_blocks(a.heads), RK_HEAD_THREADS, 0, rk_stream(), a);
-    int C = a.heads.H * a.heads.N;
-    float *partial;
-    RK_TRY(rk_partial_sums(a.heads.slices, 2, C, &partial));
-    RK_TRY(rk_launch(key_prep_rows_bwd<T>, rk_head_blocks(a.heads), RK_HEAD_THREADS, 0, rk_stream(), a, partial));
-    return rk_finish_sums(partial, a.heads.slices, 2, C, {{rk_ptr<float>(o->dk_k), rk_ptr<float>(o->dk_a)}});
+    return rk_head_gradients(key_prep_rows_bwd<T>, a, 2, {{rk_ptr<float>(o->dk_k), rk_ptr<float>(o->dk_a)}});
 }
 
 int rk_cuda_key_prep_fwd(const RkKeyPrep *o) { RK_CUDA_BY_DTYPE(o->k0.dtype, T, return run<T>(o, false)) }

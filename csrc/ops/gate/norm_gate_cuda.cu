@@ -58,11 +58,7 @@ template <typename T> static int run(const RkNormGate *o, bool backward) {
                      rk_ptr<T>(o->dg), static_cast<float>(o->eps)};
     RK_TRY(rk_heads<T>(o->y, rk_all_aligned({a.y, a.w, a.b, a.g, a.do_, a.o, a.dy, a.dg}), &a.heads));
     if (!backward) return rk_launch(norm_gate_rows<T>, rk_head_blocks(a.heads), RK_HEAD_THREADS, 0, rk_stream(), a);
-    int C = a.heads.H * a.heads.N;
-    float *partial;
-    RK_TRY(rk_partial_sums(a.heads.slices, 2, C, &partial));
-    RK_TRY(rk_launch(norm_gate_rows_bwd<T>, rk_head_blocks(a.heads), RK_HEAD_THREADS, 0, rk_stream(), a, partial));
-    return rk_finish_sums(partial, a.heads.slices, 2, C, {{rk_ptr<float>(o->dw), rk_ptr<float>(o->db)}});
+    return rk_head_gradients(norm_gate_rows_bwd<T>, a, 2, {{rk_ptr<float>(o->dw), rk_ptr<float>(o->db)}});
 }
 
 int rk_cuda_norm_gate_fwd(const RkNormGate *o) { RK_CUDA_BY_DTYPE(o->y.dtype, T, return run<T>(o, false)) }

@@ -14,28 +14,27 @@ static size_t sums_per_task(size_t K) {
     return n < COLUMNS_MIN ? COLUMNS_MIN : n < RK_COLUMNS_MAX ? n : RK_COLUMNS_MAX;
 }
 
+/* Whether the task is one of a product's M outputs, and then which; otherwise its number among those of the products after it. */
+static int is_of(size_t *task, size_t M, size_t per_task, RkCpuRange *out) {
+    size_t tasks = rk_cpu_tasks(M, per_task);
+    if (*task >= tasks) return *task -= tasks, 0;
+    *out = rk_cpu_range(*task, per_task, M);
+    return 1;
+}
+
 static void run_task(void *ctx, size_t task) {
     const RkCpuProducts *p = ctx;
-    for (size_t i = 0; i < p->n_dots; i++) {
-        const RkRowsTimesTransposed *a = &p->dots[i];
-        size_t per_task = dots_per_task(a->K), tasks = rk_cpu_tasks(a->M, per_task);
-        if (task < tasks) {
-            RkCpuRange out = rk_cpu_range(task, per_task, a->M);
-            rk_k.rows_times_transposed(a, out.lo, out.hi);
+    RkCpuRange out;
+    for (size_t i = 0; i < p->n_dots; i++)
+        if (is_of(&task, p->dots[i].M, dots_per_task(p->dots[i].K), &out)) {
+            rk_k.rows_times_transposed(&p->dots[i], out.lo, out.hi);
             return;
         }
-        task -= tasks;
-    }
-    for (size_t i = 0; i < p->n_sums; i++) {
-        const RkRowsTimesMatrix *a = &p->sums[i];
-        size_t per_task = sums_per_task(a->K), tasks = rk_cpu_tasks(a->M, per_task);
-        if (task < tasks) {
-            RkCpuRange out = rk_cpu_range(task, per_task, a->M);
-            rk_k.rows_times_matrix(a, out.lo, out.hi);
+    for (size_t i = 0; i < p->n_sums; i++)
+        if (is_of(&task, p->sums[i].M, sums_per_task(p->sums[i].K), &out)) {
+            rk_k.rows_times_matrix(&p->sums[i], out.lo, out.hi);
             return;
         }
-        task -= tasks;
-    }
 }
 
 static void quantise_task(void *ctx, size_t r) {

@@ -98,10 +98,9 @@ template <typename T> static int backward(const RkLayerNorm *o) {
     NormBackward<T> a = {rk_ptr<T>(o->x), rk_ptr<T>(o->w), rk_ptr<T>(o->dy), rk_ptr<T>(o->dres), rk_ptr<T>(o->dx), rk_ptr<float>(o->stats),
                          rk_rows(o->x), C, aligned};
     RkSlices s = rk_slices(a.R);
-    float *partial;
-    RK_TRY(rk_partial_sums(s, 2, C, &partial));
-    RK_TRY(rk_launch(layernorm_sums<T>, dim3(rk_blocks(C, 128 * RK_VEC<T>), s.count), 128, 0, rk_stream(), a, s, partial)); /* before dx, which may be dy */
-    RK_TRY(rk_finish_sums(partial, s, 2, C, {{rk_ptr<float>(o->dw), rk_ptr<float>(o->db)}}));
+    RK_TRY(rk_sum_columns(s, 2, C, {{rk_ptr<float>(o->dw), rk_ptr<float>(o->db)}}, [&](float *partial) { /* before dx, which may be dy */
+        return rk_launch(layernorm_sums<T>, dim3(rk_blocks(C, 128 * RK_VEC<T>), s.count), 128, 0, rk_stream(), a, s, partial);
+    }));
     return rk_launch(layernorm_dx<T>, rk_blocks(a.R, 1), THREADS, 0, rk_stream(), a);
 }
 

@@ -144,13 +144,11 @@ template <typename T> static int forward(const RkDdlerp *o) {
 }
 
 template <typename T> static int lerp_backward(const RkDdlerp *o, Sizes s, const Walk<T> &a, int z) {
-    float *partial;
     int dtype = o->x.dtype;
     RK_TRY(coefficients<T>(o, s, z, o->mixed.p));
-    RK_TRY(rk_partial_sums(a.slices, 1, s.C, &partial));
     LerpBackward<T> b = {rk_ptr<T>(o->mu[z]), rk_ptr<T>(o->dy[z]), rk_ptr<T>(o->mixed), rk_ptr<T>(o->e), rk_ptr<T>(o->dx), z == 0};
-    RK_TRY(rk_launch(lerp_rows_bwd<T>, grid_of(a), THREADS, 0, rk_stream(), a, b, partial));
-    RK_TRY(rk_finish_sums(partial, a.slices, 1, s.C, {{rk_ptr<float>(o->dmu[z])}}));
+    RK_TRY(rk_sum_columns(a.slices, 1, s.C, {{rk_ptr<float>(o->dmu[z])}},
+                          [&](float *partial) { return rk_launch(lerp_rows_bwd<T>, grid_of(a), THREADS, 0, rk_stream(), a, b, partial); }));
     size_t at = static_cast<size_t>(z) * s.D * s.C;
     RkCudaGemm dm2 = {s.D, s.C, s.R, dtype, RK_F32, rk_ptr<T>(o->h) + z * s.D, o->mixed.p, nullptr, rk_ptr<float>(o->dm2) + at, s.W, s.C, s.C, 1, 0, 1};
     RkCudaGemm dh = {s.R, s.D, s.C, dtype, dtype, o->mixed.p, rk_ptr<T>(o->m2) + at, nullptr, rk_ptr<T>(o->dh) + z * s.D, s.C, s.C, s.W, 0, 1, 0};
@@ -169,11 +167,9 @@ template <typename T> static int backward(const RkDdlerp *o) {
     RkCudaGemm f = {s.R, s.C, s.W, dtype, dtype, o->dh.p, o->m1.p, nullptr, o->mixed.p, s.W, s.W, s.C, 0, 1, 0};
     RK_TRY(rk_cuda_gemm(&dm1));
     RK_TRY(rk_cuda_gemm(&f));
-    float *partial;
-    RK_TRY(rk_partial_sums(a.slices, 1, s.C, &partial));
     InputBackward<T> b = {rk_ptr<T>(o->mu_x), rk_ptr<T>(o->mixed), rk_ptr<T>(o->e), rk_ptr<T>(o->dx), rk_ptr<float>(o->dlast), rk_ptr<float>(o->dprev)};
-    RK_TRY(rk_launch(input_rows_bwd<T>, grid_of(a), THREADS, 0, rk_stream(), a, b, partial));
-    return rk_finish_sums(partial, a.slices, 1, s.C, {{rk_ptr<float>(o->dmu_x)}});
+    return rk_sum_columns(a.slices, 1, s.C, {{rk_ptr<float>(o->dmu_x)}},
+                          [&](float *partial) { return rk_launch(input_rows_bwd<T>, grid_of(a), THREADS, 0, rk_stream(), a, b, partial); });
 }
 
 int rk_cuda_ddlerp_fwd(const RkDdlerp *o) { RK_CUDA_BY_DTYPE(o->x.dtype, T, return forward<T>(o)) }

@@ -136,12 +136,12 @@ template <typename T> static int run(const RkShiftLerp *o) {
 
 template <typename T> static int run_bwd(const RkShiftLerp *o) {
     Lerps<T> a = arguments<T>(o);
-    float *partial;
     RkColumnSums to = {};
     for (int z = 0; z < o->n; z++) to.to[z] = rk_ptr<float>(o->dmu[z]);
-    RK_TRY(rk_partial_sums(a.slices, o->n, a.in.C, &partial));
-    BY_COUNT(o->n, N, RK_TRY((backward<T, N>(a, partial))))
-    return rk_finish_sums(partial, a.slices, o->n, a.in.C, to);
+    return rk_sum_columns(a.slices, o->n, a.in.C, to, [&](float *partial) -> int {
+        BY_COUNT(o->n, N, RK_TRY((backward<T, N>(a, partial))))
+        return RK_OK;
+    });
 }
 
 int rk_cuda_shift_lerp_fwd(const RkShiftLerp *o) { RK_CUDA_BY_DTYPE(o->x.dtype, T, return run<T>(o)) }

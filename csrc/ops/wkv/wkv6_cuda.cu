@@ -9,12 +9,9 @@
 namespace {
 enum { R, K, V, DECAY, WKV6_FORWARD, DY = WKV6_FORWARD, SLOPE, WKV6_ROWS };
 
-/* The tokens of a chunk whose states are kept in shared memory, one in KEPT of them; the others are run again from these. */
-template <int P> constexpr int WKV6_KEPT = P == 128 ? 8 : 4;
-
 template <int P> struct Wkv6Shared {
     float rows[WKV6_ROWS][RK_WKV_CHUNK][P], u[P];
-    float kept[RK_WKV_CHUNK / WKV6_KEPT<P>][RK_WKV_EACH][RkWkvThreads<P>::COUNT];
+    RkWkvKept<P> kept;
 };
 } // namespace
 
@@ -93,15 +90,6 @@ __device__ static inline void wkv6_stage(const RkWkv6 &o, const RkWkvHead &head,
         }
 }
 
-/* The state before token t of the chunk, in the thread's row of it. */
-template <int P> __device__ static inline void wkv6_before(const RkWkvThreads<P> &me, const Wkv6Shared<P> &sh, int t, float *S) {
-    int kept = t / WKV6_KEPT<P>;
-#pragma unroll
-    for (int e = 0; e < RK_WKV_EACH; e++) S[e] = sh.kept[kept][e][threadIdx.x];
-#pragma unroll 1
-    for (int before = kept * WKV6_KEPT<P>; before < t; before++) wkv6_row_step(me, sh, before, S);
-}
-
 template <typename T, int P> __global__ void __launch_bounds__(RkWkvThreads<P>::COUNT, 1) wkv6_bwd_kernel(RkWkv6 o, bool constant) {
     RK_DYNAMIC_SHARED(Wkv6Shared<P>, sh);
     const RkWkvThreads<P> me;
@@ -117,13 +105,8 @@ template <typename T, int P> __global__ void __launch_bounds__(RkWkvThreads<P>::
         wkv6_stage<T, P>(o, head, t0, constant, sh);
         __syncthreads();
         rk_wkv_get(me, head.checkpoint(o.ckpt, chunk), head.n, false, S);
-#pragma unroll 1
-        for (int t = 0; t < tokens; t++) {
-            if (t % WKV6_KEPT<P> == 0)
-#pragma unroll
-                for (int e = 0; e < RK_WKV_EACH; e++) sh->kept[t / WKV6_KEPT<P>][e][threadIdx.x] = S[e];
-            wkv6_row_step(me, *sh, t, S);
-        }
+        auto step = [&](int t, float *state) { wkv6_row_step(me, *sh, t, state); };
+        sh->kept.run(tokens, S, step);
 #pragma unroll 1
         for (int t = tokens - 1; t >= 0; t--) {
             float dv = 0, dr = 0, dk = 0, dd = 0, eta = 0;
@@ -134,7 +117,7 @@ template <typename T, int P> __global__ void __launch_bounds__(RkWkvThreads<P>::
                 D_column[e] = D_column[e] * d_e + now;
             };
             me.each(by_key, sh->rows[R][t], sh->rows[K][t], sh->rows[DECAY][t], sh->u);
-            wkv6_before(me, *sh, t, S);
+            sh->kept.before(t, S, step);
             auto by_value = [&](int e, float v_e, float dy_e) {
                 dr += S[e] * dy_e;
                 dk += D_row[e] * v_e;
@@ -174,7 +157,7 @@ __global__ static void wkv6_add_sums_kernel(RkWkv6 o, bool constant) {
 }
 
 static int wkv6_fwd(const RkWkv6 *o, bool constant) {
-    cudaStream_t stream = static_cast<cudaStream_t>(rk_cuda_stream());
+    cudaStream_t stream = rk_stream();
     dim3 blocks(static_cast<unsigned>(o->r.d[0] * o->r.d[2]));
     RK_CUDA_BY_DTYPE(o->r.dtype, T, RK_WKV_BY_SIZE(o->r.d[3], P, {
         return rk_launch(wkv6_fwd_kernel<T, P>, blocks, RkWkvThreads<P>::COUNT, 0, stream, *o, constant);
@@ -182,7 +165,7 @@ static int wkv6_fwd(const RkWkv6 *o, bool constant) {
 }
 
 static int wkv6_bwd(const RkWkv6 *o, bool constant) {
-    cudaStream_t stream = static_cast<cudaStream_t>(rk_cuda_stream());
+    cudaStream_t stream = rk_stream();
     dim3 blocks(static_cast<unsigned>(o->r.d[0] * o->r.d[2]));
     RK_CUDA_BY_DTYPE(o->r.dtype, T, RK_WKV_BY_SIZE(o->r.d[3], P, {
         RK_TRY(rk_launch(wkv6_bwd_kernel<T, P>, blocks, RkWkvThreads<P>::COUNT, sizeof(Wkv6Shared<P>), stream, *o, constant));

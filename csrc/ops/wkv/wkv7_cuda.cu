@@ -57,16 +57,13 @@ template <typename T, int P> __global__ void __launch_bounds__(RkWkvThreads<P>::
     if (o.sT.p) rk_wkv_put(me, head.state(o.sT), head.n, S);
 }
 
-/* The tokens of a chunk whose states are kept in shared memory, one in KEPT of them; the others are run again from these. */
-template <int P> constexpr int WKV7_KEPT = P == 128 ? 8 : 4;
-
 namespace {
 enum { R, DECAY, K, V, A, B, Z, DY, SLOPE, WKV7_ROWS, WKV7_INPUTS = SLOPE };
 
 template <int P> struct Wkv7Shared {
     float rows[WKV7_ROWS][RK_WKV_CHUNK][P];
     float dz[2][P];
-    float kept[RK_WKV_CHUNK / WKV7_KEPT<P>][RK_WKV_EACH][RkWkvThreads<P>::COUNT];
+    RkWkvKept<P> kept;
 };
 } // namespace
 
@@ -95,15 +92,6 @@ template <typename T, int P> __device__ static inline void wkv7_stage(const RkWk
         }
 }
 
-/* The state before token t of the chunk, in the thread's row of it. */
-template <int P> __device__ static inline void wkv7_before(const RkWkvThreads<P> &me, const Wkv7Shared<P> &sh, int t, float *S) {
-    int kept = t / WKV7_KEPT<P>;
-#pragma unroll
-    for (int e = 0; e < RK_WKV_EACH; e++) S[e] = sh.kept[kept][e][threadIdx.x];
-#pragma unroll 1
-    for (int before = kept * WKV7_KEPT<P>; before < t; before++) wkv7_row_step(me, sh, before, S);
-}
-
 template <typename T, int P> __global__ void __launch_bounds__(RkWkvThreads<P>::COUNT, 1) wkv7_bwd_kernel(RkWkv7 o) {
     RK_DYNAMIC_SHARED(Wkv7Shared<P>, sh);
     const RkWkvThreads<P> me;
@@ -118,13 +106,8 @@ template <typename T, int P> __global__ void __launch_bounds__(RkWkvThreads<P>::
         wkv7_stage<T, P>(o, head, t0, sh);
         __syncthreads();
         rk_wkv_get(me, head.checkpoint(o.ckpt, chunk), head.n, false, S);
-#pragma unroll 1
-        for (int t = 0; t < tokens; t++) {
-            if (t % WKV7_KEPT<P> == 0)
-#pragma unroll
-                for (int e = 0; e < RK_WKV_EACH; e++) sh->kept[t / WKV7_KEPT<P>][e][threadIdx.x] = S[e];
-            wkv7_row_step(me, *sh, t, S);
-        }
+        auto step = [&](int t, float *state) { wkv7_row_step(me, *sh, t, state); };
+        sh->kept.run(tokens, S, step);
 #pragma unroll 1
         for (int t = tokens - 1; t >= 0; t--) {
             float dr = 0, dk = 0, dv = 0, da = 0, db = 0, dd = 0, dz = 0;
@@ -144,7 +127,7 @@ template <typename T, int P> __global__ void __launch_bounds__(RkWkvThreads<P>::
                 db += D_row[e] * z;
             };
             me.each(by_value, sh->rows[DY][t], sh->rows[V][t], sh->rows[Z][t]);
-            wkv7_before(me, *sh, t, S);
+            sh->kept.before(t, S, step);
             __syncthreads(); /* dz of all slots; its other copy may be written after the next */
             me.each([&](int e, float d, float a) { D_column[e] = D_column[e] * d + dz * a; }, sh->rows[DECAY][t], sh->rows[A][t]);
             auto before = [&](int e, float dz_e) {
@@ -166,20 +149,18 @@ template <typename T, int P> __global__ void __launch_bounds__(RkWkvThreads<P>::
     if (o.ds0.p) rk_wkv_put(me, head.state(o.ds0), head.n, D_column);
 }
 
-static cudaStream_t wkv7_stream() { return static_cast<cudaStream_t>(rk_cuda_stream()); }
-
 static dim3 wkv7_blocks(const RkWkv7 *o) { return dim3(static_cast<unsigned>(o->r.d[0] * o->r.d[2])); }
 
 extern "C" int rk_cuda_wkv7_fwd(const RkWkv7 *o) {
-    if (rk_wkv7_chunked(o)) return rk_wkv7_chunk_fwd(o, wkv7_stream());
+    if (rk_wkv7_chunked(o)) return rk_wkv7_chunk_fwd(o, rk_stream());
     RK_CUDA_BY_DTYPE(o->r.dtype, T, RK_WKV_BY_SIZE(o->r.d[3], P, {
-        return rk_launch(wkv7_fwd_kernel<T, P>, wkv7_blocks(o), RkWkvThreads<P>::COUNT, 0, wkv7_stream(), *o);
+        return rk_launch(wkv7_fwd_kernel<T, P>, wkv7_blocks(o), RkWkvThreads<P>::COUNT, 0, rk_stream(), *o);
     }));
 }
 
 extern "C" int rk_cuda_wkv7_bwd(const RkWkv7 *o) {
-    if (rk_wkv7_chunked(o)) return rk_wkv7_chunk_bwd(o, wkv7_stream());
+    if (rk_wkv7_chunked(o)) return rk_wkv7_chunk_bwd(o, rk_stream());
     RK_CUDA_BY_DTYPE(o->r.dtype, T, RK_WKV_BY_SIZE(o->r.d[3], P, {
-        return rk_launch(wkv7_bwd_kernel<T, P>, wkv7_blocks(o), RkWkvThreads<P>::COUNT, sizeof(Wkv7Shared<P>), wkv7_stream(), *o);
+        return rk_launch(wkv7_bwd_kernel<T, P>, wkv7_blocks(o), RkWkvThreads<P>::COUNT, sizeof(Wkv7Shared<P>), rk_stream(), *o);
     }));
 }

@@ -88,6 +88,32 @@ template <int P> __device__ void rk_wkv_put(const RkWkvThreads<P> &me, float *m,
     }
 }
 
+/* The states of a chunk for its backward. One in EVERY lies in shared memory, as it was before that token; the others are run again
+ * from these. step(t, S) takes S, the thread's row of the state, past token t. */
+template <int P> struct RkWkvKept {
+    static constexpr int EVERY = P == 128 ? 8 : 4;
+    float states[RK_WKV_CHUNK / EVERY][RK_WKV_EACH][RkWkvThreads<P>::COUNT];
+
+    template <typename Step> __device__ void run(int tokens, float *S, Step step) {
+#pragma unroll 1
+        for (int t = 0; t < tokens; t++) {
+            if (t % EVERY == 0)
+#pragma unroll
+                for (int e = 0; e < RK_WKV_EACH; e++) states[t / EVERY][e][threadIdx.x] = S[e];
+            step(t, S);
+        }
+    }
+
+    /* The state before token t. */
+    template <typename Step> __device__ void before(int t, float *S, Step step) const {
+        int kept = t / EVERY;
+#pragma unroll
+        for (int e = 0; e < RK_WKV_EACH; e++) S[e] = states[kept][e][threadIdx.x];
+#pragma unroll 1
+        for (int at = kept * EVERY; at < t; at++) step(at, S);
+    }
+};
+
 /* Rows of FIELDS tensors on their way through registers to shared memory, TOKENS of them: fetched while the tokens before are
  * worked on, stored after. row(f, t) is where tensor f has token t. */
 template <typename T, int P, int FIELDS, int TOKENS> struct RkWkvFetch {
