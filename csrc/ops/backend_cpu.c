@@ -44,5 +44,7 @@ const RkBackend rk_backend_cpu = {
     FORWARD(xent),
     FORWARD(adamw),
     FORWARD(sumsq),
+    FORWARD(sum),
+    FORWARD(clip),
     .products_fwd = rk_cpu_products_fwd,
 };

@@ -7,7 +7,7 @@
 #include "kernels/kernels.h"
 #include "ops/ops.h"
 
-/* rk_cpu_<op>_fwd and rk_cpu_<op>_bwd; add, xent, adamw and sumsq have no backward. */
+/* rk_cpu_<op>_fwd and rk_cpu_<op>_bwd; add, xent, sum, adamw, sumsq and clip have no backward. */
 #define X(op, Args, FIELDS) int rk_cpu_##op##_fwd(const Args *o); int rk_cpu_##op##_bwd(const Args *o);
 RK_OPS(X)
 #undef X

@@ -1,17 +1,58 @@
 #include "ops/backend_cuda.h"
 
 #ifdef RK_HAVE_CUDA
+#include <stdio.h>
+#include <string.h>
+
 #include "cuda/device.h"
 
-#define BOTH(op) .op##_fwd = rk_cuda_##op##_fwd, .op##_bwd = rk_cuda_##op##_bwd
-#define FORWARD(op) .op##_fwd = rk_cuda_##op##_fwd
+/* What an op was called on, before what is said of its failure. */
+static int told(int rc, const char *name, const char *direction, const void *args) {
+    if (rc != RK_EDEVICE) return rc;
+    char why[400];
+    snprintf(why, sizeof why, "%s", rk_error());
+    const RkOpInfo *op = rk_op_info;
+    while (strcmp(op->name, name)) op++;
+    const RkField *f = op->fields;
+    while (f < op->fields + op->n_fields - 1 && !(f->kind == RK_FIELD_T && ((const RkTensor *)((const char *)args + f->offset))->p)) f++;
+    const int32_t *d = ((const RkTensor *)((const char *)args + f->offset))->d;
+    return rk_fail(rc, "%s %s, %s (%d, %d, %d, %d): %s", name, direction, f->name, d[0], d[1], d[2], d[3], why);
+}
+
+#define X(op, Args, FIELDS) static int op##_fwd(const Args *o) { return told(rk_cuda_##op##_fwd(o), #op, "forward", o); }
+RK_OPS(X)
+#undef X
+
+#define BACKWARD(op, Args) static int op##_bwd(const Args *o) { return told(rk_cuda_##op##_bwd(o), #op, "backward", o); }
+BACKWARD(embed, RkEmbed)
+BACKWARD(layernorm, RkLayerNorm)
+BACKWARD(linear, RkLinear)
+BACKWARD(lowrank, RkLowrank)
+BACKWARD(shift_lerp, RkShiftLerp)
+BACKWARD(ddlerp, RkDdlerp)
+BACKWARD(value_residual, RkValueResidual)
+BACKWARD(key_prep, RkKeyPrep)
+BACKWARD(out_gate, RkOutGate)
+BACKWARD(norm_gate, RkNormGate)
+BACKWARD(sigmoid_gate, RkSigmoidGate)
+BACKWARD(initial_state, RkInitialState)
+BACKWARD(wkv5, RkWkv6)
+BACKWARD(wkv6, RkWkv6)
+BACKWARD(wkv7, RkWkv7)
+BACKWARD(relu2, RkRelu2)
+BACKWARD(gelu, RkGelu)
+BACKWARD(rope, RkRope)
+BACKWARD(attention, RkAttention)
+
+#define BOTH(op) .op##_fwd = op##_fwd, .op##_bwd = op##_bwd
+#define FORWARD(op) .op##_fwd = op##_fwd
 
 /* Ops look at the element types of their arguments, so that the backends differ in what a model's tensors are. */
 #define CUDA_OPS                                                                                         \
     BOTH(embed), FORWARD(add), BOTH(layernorm), BOTH(linear), BOTH(lowrank), BOTH(shift_lerp), BOTH(ddlerp), \
     BOTH(value_residual), BOTH(key_prep), BOTH(out_gate), BOTH(norm_gate), BOTH(sigmoid_gate),           \
     BOTH(initial_state), BOTH(wkv5), BOTH(wkv6), BOTH(wkv7), BOTH(relu2), BOTH(gelu), BOTH(rope), BOTH(attention),      \
-    FORWARD(xent), FORWARD(adamw), FORWARD(sumsq)
+    FORWARD(xent), FORWARD(sum), FORWARD(adamw), FORWARD(sumsq), FORWARD(clip)
 
 static int open_exact(int device, RkMemory **memory) { return rk_cuda_open(device, 0, memory); }
 static int open_tf32(int device, RkMemory **memory) { return rk_cuda_open(device, 1, memory); }

@@ -75,6 +75,12 @@ static const RkField adamw_fields[] = ROWS(RK_ADAMW_FIELDS);
 #define OP RkSumsq
 static const RkField sumsq_fields[] = ROWS(RK_SUMSQ_FIELDS);
 #undef OP
+#define OP RkClip
+static const RkField clip_fields[] = ROWS(RK_CLIP_FIELDS);
+#undef OP
+#define OP RkSum
+static const RkField sum_fields[] = ROWS(RK_SUM_FIELDS);
+#undef OP
 
 const RkOpInfo rk_op_info[] = {
 #define X(op, Args, FIELDS)                                                                            \

@@ -38,10 +38,12 @@ enum { RK_MAX_MIX = 6 };
 #include "ops/gate/value_residual.h"
 #include "ops/linear/linear.h"
 #include "ops/linear/lowrank.h"
+#include "ops/loss/sum.h"
 #include "ops/loss/xent.h"
 #include "ops/norm/add.h"
 #include "ops/norm/layernorm.h"
 #include "ops/optim/adamw.h"
+#include "ops/optim/clip.h"
 #include "ops/optim/sumsq.h"
 #include "ops/shift/ddlerp.h"
 #include "ops/shift/shift_lerp.h"
@@ -72,8 +74,10 @@ enum { RK_MAX_MIX = 6 };
     X(rope, RkRope, RK_ROPE_FIELDS)                           \
     X(attention, RkAttention, RK_ATTENTION_FIELDS)            \
     X(xent, RkXent, RK_XENT_FIELDS)                           \
+    X(sum, RkSum, RK_SUM_FIELDS)                              \
     X(adamw, RkAdamW, RK_ADAMW_FIELDS)                        \
-    X(sumsq, RkSumsq, RK_SUMSQ_FIELDS)
+    X(sumsq, RkSumsq, RK_SUMSQ_FIELDS)                        \
+    X(clip, RkClip, RK_CLIP_FIELDS)
 
 /* Products of one layer that do not depend on each other; absent ones are NULL. */
 enum { RK_MAX_PRODUCTS = 4 };

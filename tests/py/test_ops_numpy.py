@@ -135,7 +135,7 @@ def compare(case, backend, op, direction, expected, got):
     unit = 2.0**-53 if real_of(backend) is np.float64 else 2.0**-24
     tiny = 1e-300 if real_of(backend) is np.float64 else UNDERFLOW
     for name, value in expected.items():
-        u = 2.0**-53 if op == "sumsq" else unit  # sums of squares are float64 everywhere
+        u = 2.0**-53 if op in ("sumsq", "sum", "clip") else unit  # float64 everywhere
         field_name = case.in_place.get(name, name)
         pairs = zip(value, got[field_name]) if isinstance(value, list) else [(value, got[field_name])]
         for want, have in pairs:

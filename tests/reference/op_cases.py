@@ -596,27 +596,44 @@ def xent_cases(rng):
         logits[4, 0] = 90 if i % 2 else logits[4, 0]
         logits = exact(logits)
 
-        def forward(p, targets=targets, grad=grad):
+        settings = dict(scale=1 / 5, l2=0.05 if i % 3 else 0.0)
+        elsewhere = i % 2 == 1  # the two numbers come from memory
+
+        def forward(p, targets=targets, grad=grad, elsewhere=elsewhere):
+            scale, l2 = (p["factors"][0], p["factors"][1]) if elsewhere else (p["scale"], p["l2"])
             out = dict(loss=ops.xent(p["logits"], targets))
-            return out | (dict(gradient=ops.xent_grad(p["logits"], targets, p["scale"], p["l2"])) if grad else {})
+            return out | (dict(gradient=ops.xent_grad(p["logits"], targets, scale, l2)) if grad else {})
 
         yield Case(
-            given=dict(logits=logits),
+            given=dict(logits=logits) | (dict(factors=np.array([settings["scale"], settings["l2"]])) if elsewhere else {}),
             ids=dict(targets=targets),
             integers=dict(grad=int(grad)),
-            settings=dict(scale=1 / 5, l2=0.05 if i % 3 else 0.0),
-            doubles=("loss",),
+            settings=dict(scale=np.nan, l2=np.nan) if elsewhere else settings,
+            doubles=("loss", "factors"),
             forward=forward,
             in_place=dict(gradient="logits") if grad else {},
         )
 
 
+def sum_cases(rng):
+    for n in WIDTHS + [1000, 5003]:
+        yield Case(
+            given=dict(x=rng.standard_normal(n), out=np.array([0.7])),
+            forward=lambda p: dict(out_new=p["out"] + p["x"].sum()),
+            in_place=dict(out_new="out"),
+            doubles=("x", "out"),
+        )
+
+
 def adamw_cases(rng):
     def forward(p):
-        names = ("gscale", "lr", "beta1", "beta2", "eps", "wd", "bias1", "bias2")
-        return dict(
-            zip(("p_new", "m_new", "v_new"), ops.adamw(p["p"], p["g"], p["m"], p["v"], *(p[name] for name in names)))
-        )
+        names = ("lr", "beta1", "beta2", "eps", "wd", "bias1", "bias2")
+        gscale = p["gscale"] * p["clip"][0] if "clip" in p else p["gscale"]
+        new = ops.adamw(p["p"], p["g"], p["m"], p["v"], gscale, *(p[name] for name in names))
+        return dict(zip(("p_new", "m_new", "v_new"), new))
+
+    def skipped(p):
+        return dict(p_new=p["p"], m_new=p["m"], v_new=p["v"])
 
     for i, shape in enumerate([(n,) for n in WIDTHS + [1000, 100003]] + [(9, 1), (40, 17), (70, 1300)]):
         given = dict(p=draw(rng, *shape), g=draw(rng, *shape), m=draw(rng, *shape, scale=0.1))
@@ -627,10 +644,13 @@ def adamw_cases(rng):
             if len(shape) == 2:
                 given[name][rows < (2 if name == "g" else 1)] = 0
         given["v"] = exact(given["v"])
+        if i % 3:
+            given["clip"] = np.array([[0.25, 0.0][i % 3 - 1]])
         yield Case(
             given=given,
             ids=dict(rows=rows) if len(shape) == 2 else {},
-            forward=forward,
+            forward=skipped if i % 3 == 2 else forward,
+            doubles=("clip",),
             in_place=dict(p_new="p", m_new="m", v_new="v"),
             settings=dict(
                 gscale=[1.0, 0.37][i % 2],
@@ -657,6 +677,24 @@ def sumsq_cases(rng):
             forward=lambda p: dict(out=ops.sumsq(p["x"]).reshape(1)),
             doubles=("out", "partial"),
             scratch=dict(partial=(-(-x.size // (1 << 16)),)),
+        )
+
+
+def clip_cases(rng):
+    for i, n in enumerate([1, 3, 33, 256, 257, 1000]):
+        max_norm, scale = [1.0, 1e6, 0.0][i % 3], [1.0, 1024.0][i % 2]
+        squares = rng.standard_normal(n) ** 2 * (100 * scale**2)
+        clipped = max_norm > 0 and np.sqrt(squares.sum()) / scale + 1e-6 > max_norm
+
+        def forward(p, max_norm=max_norm, scale=scale, clipped=clipped):
+            norm = np.sqrt(p["squares"].sum()) / scale
+            return dict(norm=norm.reshape(1), factor=(max_norm / scale / (norm + 1e-6) if clipped else 0 * norm + 1 / scale).reshape(1))
+
+        yield Case(
+            given=dict(squares=squares, loss=np.array([3.0])),
+            forward=forward,
+            settings=dict(max_norm=max_norm, scale=scale),
+            doubles=("squares", "loss", "factor", "norm"),
         )
 
 

@@ -37,7 +37,7 @@ __device__ static Running join_block(Running r) {
     return join_lanes(r);
 }
 
-template <typename T> struct Xent { T *logits; const int32_t *targets; double *loss; int V, grad; bool aligned; float scale, l2; };
+template <typename T> struct Xent { T *logits; const int32_t *targets; double *loss; int V, grad; bool aligned; const double *factors; float scale, l2; };
 
 template <typename T> __global__ void xent_rows(Xent<T> a) {
     constexpr int VEC = RK_VEC<T>;
@@ -63,15 +63,16 @@ template <typename T> __global__ void xent_rows(Xent<T> a) {
     if (threadIdx.x == 0) a.loss[blockIdx.x] = counts ? log(static_cast<double>(r.sum)) + (static_cast<double>(r.top) - static_cast<double>(aim)) : 0;
     if (!a.grad) return;
     __syncthreads(); /* all have read their target before it is overwritten */
-    float scale = counts ? a.scale / r.sum : 0;
+    float whole_scale = a.factors ? static_cast<float>(a.factors[0]) : a.scale, l2 = a.factors ? static_cast<float>(a.factors[1]) : a.l2;
+    float scale = counts ? whole_scale / r.sum : 0;
     for (int i = static_cast<int>(threadIdx.x) * VEC; i < a.V; i += THREADS * VEC) {
         int n = a.V - i < VEC ? a.V - i : VEC;
         bool whole = a.aligned && n == VEC;
         rk_load(z + i, n, whole, v);
         for (int k = 0; k < VEC; k++) {
             v[k] = counts ? scale * expf(v[k] - r.top) : 0;
-            if (i + k == target) v[k] -= a.scale;
-            if (i + k == r.at) v[k] += a.l2 * r.top;
+            if (i + k == target) v[k] -= whole_scale;
+            if (i + k == r.at) v[k] += l2 * r.top;
         }
         rk_store(z + i, n, whole, v);
     }
@@ -81,7 +82,7 @@ int rk_cuda_xent_fwd(const RkXent *o) {
     int V = rk_cols(o->logits);
     unsigned R = rk_blocks(rk_rows(o->logits), 1);
     RK_CUDA_BY_DTYPE(o->logits.dtype, T,
-                     Xent<T> a = {rk_ptr<T>(o->logits), o->targets, rk_ptr<double>(o->loss), V, o->grad, rk_aligned(o->logits.p) && V % RK_VEC<T> == 0,
+                     Xent<T> a = {rk_ptr<T>(o->logits), o->targets, rk_ptr<double>(o->loss), V, o->grad, rk_aligned(o->logits.p) && V % RK_VEC<T> == 0, rk_ptr<double>(o->factors),
                                   static_cast<float>(o->scale), static_cast<float>(o->l2)};
                      return rk_launch(xent_rows<T>, R, THREADS, 0, rk_stream(), a))
 }

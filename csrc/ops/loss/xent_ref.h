@@ -1,5 +1,6 @@
 static int xent_fwd(const RkXent *o) {
     size_t R = rk_rows(o->logits), V = (size_t)rk_cols(o->logits);
+    const double *factors = o->factors.p, scale = factors ? factors[0] : o->scale, l2 = factors ? factors[1] : o->l2;
     for (size_t r = 0; r < R; r++) {
         real *z = P(o->logits) + r * V;
         size_t argmax = 0;
@@ -12,9 +13,9 @@ static int xent_fwd(const RkXent *o) {
         int counts = target != RK_IGNORE;
         ((double *)o->loss.p)[r] = counts ? log(sum) + (double)top - (double)z[target] : 0;
         if (!o->grad) continue;
-        for (size_t i = 0; i < V; i++) z[i] = counts ? (real)(o->scale * exp((double)z[i] - (double)top) / sum) : 0;
-        if (counts) z[target] -= (real)o->scale;
-        z[argmax] += (real)(o->l2 * (double)top);
+        for (size_t i = 0; i < V; i++) z[i] = counts ? (real)(scale * exp((double)z[i] - (double)top) / sum) : 0;
+        if (counts) z[target] -= (real)scale;
+        z[argmax] += (real)(l2 * (double)top);
     }
     return RK_OK;
 }

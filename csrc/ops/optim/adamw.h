@@ -2,6 +2,7 @@
  *
  *   g' = gscale g;  m = beta1 m + (1-beta1) g';  v = beta2 v + (1-beta2) g'^2
  *   p -= lr ( (m / bias1) / (sqrt(v / bias2) + eps) + wd p ),   bias_i = 1 - beta_i^t
+ * clip, when present, is a number in the tensors' memory: gscale is multiplied by it, and where it is 0 nothing changes.
  * rows, when present, tells what the caller knows of each row of p (R,C); it saves reading zeros and changes nothing.
  * Where p is narrower than float32, master holds it in full: master is what is updated, and p becomes it, rounded. Forward only. */
 #ifndef RK_OPS_ADAMW_H
@@ -15,7 +16,7 @@ enum {
 
 #define RK_ADAMW_FIELDS(T, T6, I, F, IDS)                                    \
     T(p) T(g) T(m) T(v) T(master) /* (n); master opt */ IDS(rows) /* RK_ROW_*, opt: all live */ \
-    F(gscale) F(lr) F(beta1) F(beta2) F(eps) F(wd) F(bias1) F(bias2)
+    T(clip) /* (1) float64, opt */ F(gscale) F(lr) F(beta1) F(beta2) F(eps) F(wd) F(bias1) F(bias2)
 RK_ARGS_STRUCT(RkAdamW, RK_ADAMW_FIELDS)
 
 #endif

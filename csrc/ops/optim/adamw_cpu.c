@@ -31,7 +31,9 @@ static void adamw_rows_task(void *ctx, size_t task) {
 }
 
 int rk_cpu_adamw_fwd(const RkAdamW *o) {
-    AdamW s = {{.p = rk_f32(o->p), .g = rk_f32(o->g), .m = rk_f32(o->m), .v = rk_f32(o->v), .gscale = (float)o->gscale,
+    double clip = o->clip.p ? *(const double *)o->clip.p : 1;
+    if (clip == 0) return RK_OK;
+    AdamW s = {{.p = rk_f32(o->p), .g = rk_f32(o->g), .m = rk_f32(o->m), .v = rk_f32(o->v), .gscale = (float)(o->gscale * clip),
                 .lr = (float)o->lr, .beta1 = (float)o->beta1, .one_minus_beta1 = (float)(1 - o->beta1), .beta2 = (float)o->beta2,
                 .one_minus_beta2 = (float)(1 - o->beta2), .eps = (float)o->eps, .wd = (float)o->wd,
                 .inverse_bias1 = (float)(1 / o->bias1), .inverse_bias2 = (float)(1 / o->bias2)},

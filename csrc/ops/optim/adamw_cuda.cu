@@ -2,16 +2,19 @@
 
 #include "cuda/launch.h"
 
-struct AdamW { float gscale, lr, beta1, one_minus_beta1, beta2, one_minus_beta2, eps, wd, inverse_bias1, inverse_bias2; };
+struct AdamW { const double *clip; double gscale; float lr, beta1, one_minus_beta1, beta2, one_minus_beta2, eps, wd, inverse_bias1, inverse_bias2; };
 
 /* Four elements a thread: 16 bytes of each float32 array. */
 template <typename T> __global__ void adamw_range(T *p, float *master, const float *g, float *m, float *v, size_t n, AdamW a) {
     size_t first = (static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x) * 4;
+    double clip = a.clip ? *a.clip : 1;
+    if (clip == 0) return;
+    float gscale = static_cast<float>(a.gscale * clip);
 #pragma unroll
     for (int k = 0; k < 4; k++) {
         size_t i = first + k;
         if (i >= n) return;
-        float gi = g[i] * a.gscale, mi = a.beta1 * m[i] + a.one_minus_beta1 * gi, vi = a.beta2 * v[i] + a.one_minus_beta2 * gi * gi;
+        float gi = g[i] * gscale, mi = a.beta1 * m[i] + a.one_minus_beta1 * gi, vi = a.beta2 * v[i] + a.one_minus_beta2 * gi * gi;
         float pi = master ? master[i] : rk_float(p[i]);
         m[i] = mi;
         v[i] = vi;
@@ -22,7 +25,7 @@ template <typename T> __global__ void adamw_range(T *p, float *master, const flo
 }
 
 int rk_cuda_adamw_fwd(const RkAdamW *o) {
-    AdamW a = {static_cast<float>(o->gscale), static_cast<float>(o->lr), static_cast<float>(o->beta1), static_cast<float>(1 - o->beta1),
+    AdamW a = {rk_ptr<double>(o->clip), o->gscale, static_cast<float>(o->lr), static_cast<float>(o->beta1), static_cast<float>(1 - o->beta1),
                static_cast<float>(o->beta2), static_cast<float>(1 - o->beta2), static_cast<float>(o->eps), static_cast<float>(o->wd),
                static_cast<float>(1 / o->bias1), static_cast<float>(1 / o->bias2)};
     size_t n = rk_numel(o->p);

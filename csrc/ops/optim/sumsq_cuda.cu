@@ -1,31 +1,19 @@
 #include "ops/backend_cuda.h"
 
-#include "cuda/launch.h"
+#include "cuda/double_sum.h"
 
-enum { THREADS = 256 };
-
-__device__ static double block_sum(double x) {
-    RK_SHARED(double, shared, [THREADS]);
-    shared[threadIdx.x] = x;
-    for (int half = THREADS / 2; half; half /= 2) {
-        __syncthreads();
-        if (static_cast<int>(threadIdx.x) < half) shared[threadIdx.x] += shared[threadIdx.x + half];
-    }
-    return shared[0]; /* for thread 0 */
-}
+enum { THREADS = RK_DOUBLE_SUM_THREADS };
 
 template <typename T> __global__ void sumsq_blocks(const T *x, double *partial, size_t n) {
     size_t first = static_cast<size_t>(blockIdx.x) * RK_SUMSQ_BLOCK, end = first + RK_SUMSQ_BLOCK < n ? first + RK_SUMSQ_BLOCK : n;
     double sum = 0;
     for (size_t i = first + threadIdx.x; i < end; i += THREADS) sum += static_cast<double>(rk_float(x[i])) * static_cast<double>(rk_float(x[i]));
-    sum = block_sum(sum);
+    sum = rk_block_double_sum(sum);
     if (threadIdx.x == 0) partial[blockIdx.x] = sum;
 }
 
 static __global__ void sumsq_total(const double *partial, double *out, int blocks) {
-    double sum = 0;
-    for (int i = static_cast<int>(threadIdx.x); i < blocks; i += THREADS) sum += partial[i];
-    sum = block_sum(sum);
+    double sum = rk_double_sum(partial, blocks);
     if (threadIdx.x == 0) *out = sum;
 }
 
