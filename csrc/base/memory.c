@@ -45,9 +45,14 @@ static int host_bind(RkMemory *m) {
     return RK_OK;
 }
 
+static int host_repeat(RkMemory *m, const RkWorkload *w) {
+    (void)m;
+    return w->run(w->ctx);
+}
+
 static void host_close(RkMemory *m) { (void)m; }
 
-RkMemory rk_host_memory = {host_alloc, host_release, host_copy, host_copy, host_copy, host_zero, host_bind, host_close};
+RkMemory rk_host_memory = {host_alloc, host_release, host_copy, host_copy, host_copy, host_zero, host_bind, host_repeat, host_close};
 
 /* ---- numbers ---- */
 

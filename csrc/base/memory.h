@@ -9,6 +9,17 @@
 #include "base/tensor.h"
 
 typedef struct RkMemory RkMemory;
+
+/* Work that may come again: run(ctx) queues it, by copies inside the memory, zeroing and ops alone, and does nothing else that lasts.
+ * All that these depend on besides the contents of memory is in `key`: sizes, addresses, and no numbers that change from call to call. */
+typedef struct RkWorkload {
+    int (*run)(void *ctx);
+    void *ctx;
+    const void *key;
+    size_t key_bytes; /* RK_KEY_MAX at most */
+} RkWorkload;
+enum { RK_KEY_MAX = 256 };
+
 struct RkMemory {
     void *(*alloc)(RkMemory *m, size_t bytes); /* zeros, aligned to 64 bytes at least; NULL when there is no more */
     void (*release)(RkMemory *m, void *p, size_t bytes);
@@ -17,6 +28,7 @@ struct RkMemory {
     int (*read)(RkMemory *m, void *host, const void *from, size_t bytes); /* waits for all that was queued */
     int (*zero)(RkMemory *m, void *p, size_t bytes);
     int (*bind)(RkMemory *m);   /* the ops that this thread calls from now on work here */
+    int (*repeat)(RkMemory *m, const RkWorkload *w); /* runs it; a device may record it, and queue the recording when its key comes again */
     void (*close)(RkMemory *m); /* after everything in it has been released */
 };
 

@@ -1,5 +1,6 @@
 #include "cuda/device.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 #include <new>
@@ -9,9 +10,16 @@
 
 enum { RING = 1 << 20 }; /* pinned memory that small writes pass through: ids and targets of a step take 64 KiB at 8192 tokens */
 
+/* Of a workload: what it is known by, how often it came, and from the second time on its graph, NULL where it cannot have one. */
+struct Recording { unsigned char key[RK_KEY_MAX]; size_t key_bytes; uint64_t uses, last; cudaGraphExec_t graph; };
+enum { RECORDINGS = 32 }; /* sizes of batches in use at a time; a graph of 12 layers takes some 4 MB of the device's memory */
+
 struct RkCuda {
     RkMemory memory; /* first: a pointer to it is a pointer to this */
     int device, tf32;
+    bool recording, never_record;
+    Recording *recordings;
+    uint64_t clock;
     cudaStream_t stream;
     void *scratch;
     char *ring;
@@ -76,13 +84,17 @@ int rk_cuda_time(int (*run)(const void *), const void *args, int n, float *ms) {
 
 /* ---- memory ---- */
 
+/* Memory belongs to whoever holds it, not to the thread's stream: the thread may have worked on another device. */
+static int enter(const RkCuda *c) { return rk_cuda_check(cudaSetDevice(c->device), "choosing the device"); }
+
 static int cuda_zero(RkMemory *m, void *p, size_t bytes) {
+    if (int rc = enter(cuda_of(m))) return rc;
     return rk_cuda_check(cudaMemsetAsync(p, 0, bytes, cuda_of(m)->stream), "zeroing memory");
 }
 
 static void *cuda_alloc(RkMemory *m, size_t bytes) {
     void *p = nullptr;
-    if (cuda_bind(m) || cudaMalloc(&p, bytes ? bytes : 1) != cudaSuccess) return cudaGetLastError(), nullptr;
+    if (cuda_of(m)->recording || cuda_bind(m) || cudaMalloc(&p, bytes ? bytes : 1) != cudaSuccess) return cudaGetLastError(), nullptr;
     if (cuda_zero(m, p, bytes)) return cudaFree(p), nullptr;
     return p;
 }
@@ -94,7 +106,13 @@ static void cuda_release(RkMemory *m, void *p, size_t) {
 
 static int cuda_copy(RkMemory *m, void *to, const void *from, size_t bytes) {
     if (!bytes) return RK_OK;
+    if (int rc = enter(cuda_of(m))) return rc;
     return rk_cuda_check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, cuda_of(m)->stream), "copying memory");
+}
+
+/* What a recording would do again with the bytes of the first time, or not at all. */
+static int check_not_recording(const RkCuda *c, const char *doing) {
+    return c->recording ? rk_fail(RK_EDEVICE, "%s is not possible inside work that is recorded", doing) : RK_OK;
 }
 
 static int wait(RkCuda *c, const char *doing) {
@@ -105,6 +123,8 @@ static int wait(RkCuda *c, const char *doing) {
 static int cuda_write(RkMemory *m, void *to, const void *host, size_t bytes) {
     RkCuda *c = cuda_of(m);
     const void *from = host;
+    if (int rc = check_not_recording(c, "writing to the device")) return rc;
+    if (int rc = enter(c)) return rc;
     if (bytes <= RING) {
         if (c->ring_used + bytes > RING)
             if (int rc = wait(c, "writing to the device")) return rc;
@@ -117,14 +137,65 @@ static int cuda_write(RkMemory *m, void *to, const void *host, size_t bytes) {
 
 static int cuda_read(RkMemory *m, void *host, const void *from, size_t bytes) {
     RkCuda *c = cuda_of(m);
+    if (int rc = check_not_recording(c, "reading from the device")) return rc;
+    if (int rc = enter(c)) return rc;
     int rc = rk_cuda_check(cudaMemcpyAsync(host, from, bytes, cudaMemcpyDeviceToHost, c->stream), "reading from the device");
     return rc ? rc : wait(c, "reading from the device");
+}
+
+/* ---- recordings ---- */
+
+static void forget(RkCuda *c, Recording *r) {
+    if (r->graph) {
+        cudaStreamSynchronize(c->stream); /* it may be running */
+        cudaGraphExecDestroy(r->graph);
+    }
+    memset(r, 0, sizeof *r);
+}
+
+/* That of a workload, or the one that was used longest ago, emptied. */
+static Recording *recording_of(RkCuda *c, const RkWorkload *w) {
+    Recording *oldest = c->recordings;
+    for (int i = 0; i < RECORDINGS; i++) {
+        Recording *r = &c->recordings[i];
+        if (r->uses && r->key_bytes == w->key_bytes && !memcmp(r->key, w->key, w->key_bytes)) return r;
+        if (r->last < oldest->last) oldest = r;
+    }
+    forget(c, oldest);
+    memcpy(oldest->key, w->key, w->key_bytes);
+    oldest->key_bytes = w->key_bytes;
+    return oldest;
+}
+
+/* r->graph from what the workload queues, which does not run; no graph where CUDA or an op refuses. */
+static void record(RkCuda *c, const RkWorkload *w, Recording *r) {
+    cudaGraph_t graph = nullptr;
+    if (cudaStreamBeginCapture(c->stream, cudaStreamCaptureModeThreadLocal) != cudaSuccess) return;
+    c->recording = true;
+    int rc = w->run(w->ctx);
+    c->recording = false;
+    if (cudaStreamEndCapture(c->stream, &graph) != cudaSuccess) rc = RK_EDEVICE;
+    if (!rc && cudaGraphInstantiate(&r->graph, graph, 0) != cudaSuccess) r->graph = nullptr;
+    if (graph) cudaGraphDestroy(graph);
+    cudaGetLastError(); /* the workload runs without a graph then, and what is wrong shows there */
+}
+
+/* The first time shows what is wrong, and what libraries keep of a shape; most work comes only once. */
+static int cuda_repeat(RkMemory *m, const RkWorkload *w) {
+    RkCuda *c = cuda_of(m);
+    if (c->never_record || w->key_bytes > RK_KEY_MAX) return w->run(w->ctx);
+    Recording *r = recording_of(c, w);
+    r->last = ++c->clock;
+    if (++r->uses == 2) record(c, w, r);
+    return r->graph ? rk_cuda_check(cudaGraphLaunch(r->graph, c->stream), "replaying a recording") : w->run(w->ctx);
 }
 
 static void cuda_close(RkMemory *m) {
     RkCuda *c = cuda_of(m);
     if (bound == c) bound = nullptr;
     cudaSetDevice(c->device);
+    for (int i = 0; c->recordings && i < RECORDINGS; i++) forget(c, &c->recordings[i]);
+    delete[] c->recordings;
     rk_cuda_blas_close(c->blas);
     cudaFree(c->scratch);
     if (c->ring) cudaFreeHost(c->ring);
@@ -149,10 +220,13 @@ int rk_cuda_open(int device, int tf32, RkMemory **memory) {
     if (device < 0 || device >= count) return rk_fail(RK_EDEVICE, "device \"cuda:%d\" does not exist; there are %d, from cuda:0", device, count);
     RkCuda *c = new (std::nothrow) RkCuda();
     if (!c) return rk_fail(RK_ENOMEM, "no memory for a device");
-    c->memory = {cuda_alloc, cuda_release, cuda_copy, cuda_write, cuda_read, cuda_zero, cuda_bind, cuda_close};
+    c->memory = {cuda_alloc, cuda_release, cuda_copy, cuda_write, cuda_read, cuda_zero, cuda_bind, cuda_repeat, cuda_close};
     c->device = device;
     c->tf32 = tf32;
-    int rc = start(c);
+    const char *blocking = getenv("CUDA_LAUNCH_BLOCKING"); /* somebody looks for the op that fails: a graph would hide it */
+    c->never_record = blocking && strcmp(blocking, "0");
+    c->recordings = new (std::nothrow) Recording[RECORDINGS]();
+    int rc = c->recordings ? start(c) : rk_fail(RK_ENOMEM, "no memory for a device");
     if (rc) return cuda_close(&c->memory), rc;
     *memory = &c->memory;
     return RK_OK;

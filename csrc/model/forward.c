@@ -93,6 +93,27 @@ int rk_check_ids(const RkModel *m, const RkForward *f) {
     return RK_OK;
 }
 
+/* All that the ops of a call depend on, besides the contents of memory and what is the same in all calls of a model. */
+typedef struct Key {
+    int64_t T, training, grad_cp, fresh, initial;
+    const void *work, *logits, *loss, *factors;
+    struct { const void *memory; int64_t B, most, past, room; } state[4];
+} Key;
+
+static Key key_of(const RkModel *m, const RkState *const state[4]) {
+    Key key = {.T = m->work.size.T, .training = m->work.size.training, .grad_cp = m->work.size.grad_cp, .fresh = m->fresh, .work = m->work.memory};
+    for (int i = 0; i < 4; i++) {
+        const RkState *s = state[i];
+        if (!s) continue;
+        key.state[i].memory = s->memory;
+        key.state[i].B = s->B;
+        key.state[i].most = s->most;
+        key.state[i].past = s->past;
+        key.state[i].room = s->room;
+    }
+    return key;
+}
+
 /* The rows of sequence b, tokens [t0, t0 + n), gathered for all b: a piece of ids or targets. */
 static void gather(const int32_t *from, int32_t *to, const RkForward *f, int t0, int n) {
     for (int b = 0; b < f->B; b++)
@@ -103,29 +124,53 @@ enum { INFER_ROWS = 512 }; /* rows (B*T) of one piece of an inference forward, o
 
 int rk_model_piece(int B) { return B >= INFER_ROWS ? 1 : INFER_ROWS / B; }
 
+typedef struct Piece { RkModel *m; const RkForward *f; RkState *state; } Piece;
+
+static int piece_ops(void *ctx) {
+    const Piece *p = ctx;
+    RK_TRY(embed(p->m, p->f->op_ids));
+    RK_TRY(rk_blocks_forward(p->m, p->state, p->state));
+    if (p->f->targets) RK_TRY(rk_head_loss(p->m, p->f, NULL));
+    return p->f->kept.p ? rk_head_keep_logits(p->m, p->f->kept) : RK_OK;
+}
+
+/* A token of every sequence comes again and again, with the same sizes. */
+static int run_piece(RkModel *m, const RkForward *f, RkState *state) {
+    RkMemory *memory = m->store.memory;
+    Piece piece = {m, f, state};
+    if (f->T > 1 || f->targets || rk_config_grows(&m->cfg)) return piece_ops(&piece);
+    Key key = key_of(m, (const RkState *const[4]){state});
+    key.logits = f->kept.p;
+    return memory->repeat(memory, &(RkWorkload){piece_ops, &piece, &key, sizeof key});
+}
+
 static int infer_piece(RkModel *m, RkForward *f, int32_t *room, int t0, int n) {
     RkState *state = f->after;
     int32_t *ids = room, *targets = room ? room + (size_t)f->B * (size_t)n : NULL;
-    int whole = n == f->T; /* then no copy is needed, whatever its size */
+    int whole = n == f->T, last = t0 + n == f->T; /* of the whole no copy is needed, whatever its size */
     RkForward piece = {.B = f->B, .T = n, .ids = whole ? f->ids : ids, .targets = NULL};
     if (!whole) gather(f->ids, ids, f, t0, n);
     if (f->targets) {
         if (!whole) gather(f->targets, targets, f, t0, n);
         piece.targets = whole ? f->targets : targets;
     }
+    if (last && f->logits == RK_LOGITS_LAST) piece.kept = f->kept;
     RK_TRY(rk_model_prepare(m, (RkWorkSize){f->B, n, 0, 0}));
     RK_TRY(upload_ids(m, &piece));
-    RK_TRY(embed(m, piece.op_ids));
-    RK_TRY(rk_blocks_forward(m, state, state));
+    RK_TRY(run_piece(m, &piece, state));
     rk_state_advance(state, state->past, n);
     if (piece.targets) {
-        RK_TRY(rk_head_loss(m, &piece, 1, 0, 0));
         RK_TRY(rk_head_loss_sum(m, &piece.loss));
         f->loss += piece.loss;
-        f->count += piece.count;
     }
-    if (f->logits == RK_LOGITS_ALL || (f->logits == RK_LOGITS_LAST && t0 + n == f->T)) return rk_head_logits(m, f, t0);
-    return RK_OK;
+    int wanted = f->logits == RK_LOGITS_ALL || (f->logits == RK_LOGITS_LAST && last && !f->kept.p);
+    return wanted ? rk_head_logits(m, f, t0) : RK_OK;
+}
+
+static int64_t counted(const RkForward *f) {
+    int64_t n = 0;
+    for (size_t i = 0, R = (size_t)f->B * (size_t)f->T; f->targets && i < R; i++) n += f->targets[i] != RK_IGNORE;
+    return n;
 }
 
 /* The state is copied first and then updated in place: with one token per call there is nothing else to keep. */
@@ -137,7 +182,7 @@ int rk_model_forward(RkModel *m, RkForward *f) {
     if (!f->before) RK_TRY(rk_state_from_params(f->after, &m->man, m->be));
     int piece = rk_model_piece(f->B);
     f->loss = 0;
-    f->count = 0;
+    f->count = counted(f);
     size_t rows = (size_t)f->B * (size_t)piece;
     int32_t *room = piece < f->T ? malloc(2 * rows * sizeof *room) : NULL; /* a call of one piece copies nothing */
     if (piece < f->T && !room) return rk_fail(RK_ENOMEM, "no memory for %zu ids", 2 * rows);
@@ -157,7 +202,6 @@ static int embed_backward(RkModel *m, const RkForward *f) {
         norm.dx = w->dx;
         RK_TRY(m->be->layernorm_bwd(&norm));
     }
-    for (size_t i = 0, n = rk_rows(w->dx); i < n; i++) m->used[f->ids[i]] = 1;
     RkEmbed e = {.ids = f->op_ids, .dy = w->dx, .dw = m->man.param[m->man.emb].grad};
     return m->be->embed_bwd(&e);
 }
@@ -178,6 +222,33 @@ static int prepare_states(RkBackward *b) {
     return RK_OK;
 }
 
+typedef struct Run { RkModel *m; RkBackward *b; } Run;
+
+static int training_ops(void *ctx) {
+    const Run *run = ctx;
+    RkModel *m = run->m;
+    RkBackward *b = run->b;
+    RK_TRY(embed(m, b->f.op_ids));
+    RK_TRY(rk_blocks_forward(m, b->f.before, b->f.after));
+    RK_TRY(rk_head_loss(m, &b->f, b));
+    RK_TRY(rk_blocks_backward(m, b, b->f.before));
+    if (b->initial && b->dbefore) RK_TRY(rk_state_grad_to_params(b->dbefore, &m->man, m->be));
+    RK_TRY(embed_backward(m, &b->f));
+    return b->loss.p ? m->be->sum_fwd(&(RkSum){.x = m->work.loss, .out = b->loss}) : RK_OK;
+}
+
+/* Micro-batches come again with the same sizes and in the same memory, and find their numbers there. */
+static int run_training(RkModel *m, RkBackward *b) {
+    RkMemory *memory = m->store.memory;
+    Run run = {m, b};
+    if (!b->loss.p) return training_ops(&run);
+    Key key = key_of(m, (const RkState *const[4]){b->f.before, b->f.after, b->dafter, b->dbefore});
+    key.initial = b->initial;
+    key.loss = b->loss.p;
+    key.factors = b->factors.p;
+    return memory->repeat(memory, &(RkWorkload){training_ops, &run, &key, sizeof key});
+}
+
 int rk_model_forward_backward(RkModel *m, RkBackward *b) {
     RK_TRY(rk_check_ids(m, &b->f));
     RK_TRY(m->store.memory->bind(m->store.memory));
@@ -185,12 +256,9 @@ int rk_model_forward_backward(RkModel *m, RkBackward *b) {
     RK_TRY(prepare_states(b));
     RK_TRY(rk_model_prepare(m, (RkWorkSize){b->f.B, b->f.T, 1, b->grad_cp}));
     RK_TRY(upload_ids(m, &b->f));
-    RK_TRY(embed(m, b->f.op_ids));
-    RK_TRY(rk_blocks_forward(m, b->f.before, b->f.after));
-    RK_TRY(rk_head_loss(m, &b->f, b->scale, b->l2, 1));
-    RK_TRY(rk_blocks_backward(m, b, b->f.before));
+    RK_TRY(run_training(m, b));
     m->fresh = 0;
-    if (b->initial && b->dbefore) RK_TRY(rk_state_grad_to_params(b->dbefore, &m->man, m->be));
-    RK_TRY(embed_backward(m, &b->f));
-    return rk_head_loss_sum(m, &b->f.loss);
+    for (size_t i = 0, n = (size_t)b->f.B * (size_t)b->f.T; i < n; i++) m->used[b->f.ids[i]] = 1;
+    b->f.count = counted(&b->f);
+    return b->loss.p ? RK_OK : rk_head_loss_sum(m, &b->f.loss);
 }

@@ -58,6 +58,7 @@ typedef struct RkForward {
     RkState *after;         /* written; may be `before` in inference; NULL in training: not wanted */
     int logits;             /* RK_LOGITS_* */
     void *out;              /* (B,T,V) or (B,V) of the backend's sum_dtype, in the host's memory */
+    RkTensor kept;          /* (B,V) of sum_dtype in the model's memory: where RK_LOGITS_LAST go instead, so that nothing waits; may be absent */
     double loss;            /* out: sum of cross-entropy over counted targets */
     int64_t count;          /* out: how many targets count */
 } RkForward;
@@ -69,6 +70,8 @@ int rk_model_forward(RkModel *m, RkForward *f);
 typedef struct RkBackward {
     RkForward f;            /* B, T, ids, targets, before (not NULL), after; loss and count are written */
     double scale, l2;       /* gradient of scale * sum of cross-entropy, plus L2Wrap with factor l2 (0: off) */
+    RkTensor factors, loss; /* both or neither, in the model's memory: (2) float64, in place of scale and l2; (1) float64, where the
+                               loss is added instead of to f.loss, so that nothing waits */
     const RkState *dafter;  /* gradient of the final state, NULL: zeros */
     RkState *dbefore;       /* gradient of the initial state, NULL: not wanted */
     int initial;            /* f.before is the model's own initial state: dbefore also goes to its parameters */
@@ -83,9 +86,10 @@ int rk_model_forward_backward(RkModel *m, RkBackward *b);
 int rk_blocks_forward(RkModel *m, const RkState *before, RkState *after);
 int rk_blocks_backward(RkModel *m, const RkBackward *b, const RkState *before);
 int rk_block_forward(RkModel *m, int layer, const RkState *before, RkState *after);
-int rk_head_loss(RkModel *m, RkForward *f, double scale, double l2, int grad);
+int rk_head_loss(RkModel *m, const RkForward *f, const RkBackward *b); /* b: NULL without gradients */
 int rk_head_loss_sum(RkModel *m, double *loss);
 int rk_head_logits(RkModel *m, RkForward *f, int t0);
+int rk_head_keep_logits(RkModel *m, RkTensor logits);
 RkCall rk_block_call(RkModel *m, int layer, int channel_mix, const RkState *before, RkState *after);
 RkLayerNorm rk_norm_call(RkModel *m, int param, RkTensor x, RkTensor y, RkTensor stats);
 int rk_check_ids(const RkModel *m, const RkForward *f);

@@ -21,6 +21,8 @@ static void place(RkTrainer *t, RkArena *a, const unsigned char *frozen) {
     int32_t blocks[4] = {(int32_t)(longest / RK_SUMSQ_BLOCK + 1)};
     t->partial = rk_arena_take(a, RK_F64, blocks);
     t->norms = rk_arena_take(a, RK_F64, (int32_t[4]){man->n});
+    t->factors = rk_arena_take(a, RK_F64, (int32_t[4]){2});
+    t->result = rk_arena_take(a, RK_F64, (int32_t[4]){RK_RESULTS});
 }
 
 int rk_trainer_create(RkTrainer *t, RkModel *model, const unsigned char *frozen) {
@@ -79,11 +81,13 @@ int rk_trainer_prepare(RkTrainer *t, RkWorkSize size) {
     RkModel *m = t->model;
     size.training = 1;
     int ready = t->before.memory && (t->dbefore.memory || !m->cfg.time_state);
-    if (!ready || t->before.B != size.B) {
+    if (!ready || t->before.most < size.B) {
         free_states(t);
         RK_TRY(rk_state_create(&t->before, &m->cfg, m->store, size.B, 0));
         if (m->cfg.time_state) RK_TRY(rk_state_create(&t->dbefore, &m->cfg, m->store, size.B, 0));
     }
+    RK_TRY(rk_state_narrow(&t->before, size.B));
+    if (m->cfg.time_state) RK_TRY(rk_state_narrow(&t->dbefore, size.B));
     return rk_model_prepare(m, size);
 }
 
@@ -108,20 +112,30 @@ int rk_trainer_load_masters(RkTrainer *t) {
 
 /* ---- one step ---- */
 
+/* Number i of the step's results, where ops write it. */
+static RkTensor result(const RkTrainer *t, int i) { return (RkTensor){(double *)t->result.p + i, RK_F64, {1}}; }
+
+static int set_loss(RkTrainer *t, double loss) {
+    RkMemory *memory = t->model->store.memory;
+    return memory->write(memory, result(t, RK_RESULT_LOSS).p, &loss, sizeof loss);
+}
+
+/* Gradients of all micro-batches, and the sum of their losses in the step's results. */
 static int accumulate(RkTrainer *t, RkStep *s, int64_t counted) {
-    double sum = 0, l2 = s->l2wrap ? 1e-4 / ((double)s->B * s->T) : 0;
+    RkMemory *memory = t->model->store.memory;
+    double l2 = s->l2wrap ? 1e-4 / ((double)s->B * s->T) : 0, factors[2] = {t->loss_scale / (double)counted, l2 * t->loss_scale};
+    RK_TRY(memory->write(memory, t->factors.p, factors, sizeof factors));
+    RK_TRY(set_loss(t, 0));
     for (int first = 0; first < s->B; first += s->micro_bsz) {
         int rows = s->B - first < s->micro_bsz ? s->B - first : s->micro_bsz;
         RK_TRY(rk_trainer_prepare(t, (RkWorkSize){rows, s->T, 1, s->grad_cp}));
         RK_TRY(rk_state_from_params(&t->before, &t->model->man, t->model->be));
         size_t at = (size_t)first * (size_t)s->T;
         RkBackward b = {.f = {.B = rows, .T = s->T, .ids = s->ids + at, .targets = s->targets + at, .before = &t->before},
-                        .scale = t->loss_scale / (double)counted, .l2 = l2 * t->loss_scale, .initial = 1, .grad_cp = s->grad_cp,
+                        .factors = t->factors, .loss = result(t, RK_RESULT_LOSS), .initial = 1, .grad_cp = s->grad_cp,
                         .dbefore = t->dbefore.memory ? &t->dbefore : NULL};
         RK_TRY(rk_model_forward_backward(t->model, &b));
-        sum += b.f.loss;
     }
-    s->loss = sum / (double)counted;
     return RK_OK;
 }
 
@@ -173,7 +187,7 @@ static int sumsq(RkTrainer *t, RkTensor x, const int32_t *rows, int i) {
     return t->model->be->sumsq_fwd(&op);
 }
 
-/* t->norms to t->norm: the one time in a step that the host waits for a device. */
+/* t->norms to t->norm. */
 static int read_norms(RkTrainer *t) {
     RkMemory *memory = t->model->store.memory;
     return memory->read(memory, t->norm, t->norms.p, rk_numel(t->norms) * sizeof *t->norm);
@@ -194,23 +208,21 @@ static int name_bad(RkTrainer *t, RkStep *s) {
     return RK_OK;
 }
 
-static int inspect(RkTrainer *t, RkStep *s, double loss_scale) {
-    int n = t->model->man.n;
-    double total = 0;
-    for (int i = 0; i < n;) {
-        Range r = range_at(t, s, i);
+/* The gradient's norm and what the update multiplies it by, in the step's results. */
+static int measure(RkTrainer *t, const RkStep *s, double loss_scale) {
+    RkMemory *memory = t->model->store.memory;
+    Range r;
+    RK_TRY(memory->zero(memory, t->norms.p, rk_numel(t->norms) * sizeof *t->norm)); /* of ranges, only the first has one */
+    for (int i = 0; i < t->model->man.n; i = r.end) {
+        r = range_at(t, s, i);
         if (!is_frozen(s, i)) RK_TRY(sumsq(t, r.grad, r.used, i));
-        i = r.end;
     }
-    RK_TRY(read_norms(t));
-    for (int i = 0; i < n; i = range_at(t, s, i).end)
-        if (!is_frozen(s, i)) total += t->norm[i];
-    s->grad_norm = sqrt(total) / loss_scale;
-    s->bad = NULL;
-    return isfinite(total) && isfinite(s->loss) ? RK_OK : name_bad(t, s);
+    RkClip op = {.squares = t->norms, .loss = result(t, RK_RESULT_LOSS), .factor = result(t, RK_RESULT_CLIP),
+                 .norm = result(t, RK_RESULT_NORM), .max_norm = t->grad_clip, .scale = loss_scale};
+    return t->model->be->clip_fwd(&op);
 }
 
-/* What is known of the embeddings' rows, now that the gradients are complete. */
+/* What is known of the embeddings' rows, now that the gradients are complete; a step that is skipped does not make it wrong. */
 static void look_at_rows(RkTrainer *t, const int32_t *used) {
     for (int id = 0; id < t->model->cfg.V; id++) {
         if (!used || used[id]) t->rows[id] = RK_ROW_LIVE;
@@ -218,16 +230,16 @@ static void look_at_rows(RkTrainer *t, const int32_t *used) {
     }
 }
 
-static int update(RkTrainer *t, const RkStep *s, double loss_scale) {
-    double ratio = t->grad_clip > 0 ? (s->grad_norm + 1e-6) / t->grad_clip : 0;
-    double gscale = (ratio > 1 ? 1 / ratio : 1) / loss_scale, n = (double)(t->steps + 1);
+/* Of all that is not frozen; nothing changes where the step's results say so. */
+static int update(RkTrainer *t, const RkStep *s) {
+    double n = (double)(t->steps + 1);
     Range r;
     for (int i = 0; i < t->model->man.n; i = r.end) {
         const RkUpdateRule *rule = &t->rule[i];
         r = range_at(t, s, i);
         if (is_frozen(s, i)) continue;
         RK_CHECK(r.m.p, "%s has no moments: this trainer was made with it frozen", t->model->man.param[i].name);
-        RkAdamW op = {.p = r.value, .g = r.grad, .m = r.m, .v = r.v, .master = r.master, .gscale = gscale,
+        RkAdamW op = {.p = r.value, .g = r.grad, .m = r.m, .v = r.v, .master = r.master, .clip = result(t, RK_RESULT_CLIP), .gscale = 1,
                       .lr = s->lr * rule->lr_scale, .beta1 = t->beta1, .beta2 = t->beta2, .eps = t->eps,
                       .wd = rule->decay < 0 ? s->weight_decay : rule->decay, .bias1 = 1 - pow(t->beta1, n),
                       .bias2 = 1 - pow(t->beta2, n)};
@@ -237,7 +249,6 @@ static int update(RkTrainer *t, const RkStep *s, double loss_scale) {
         }
         RK_TRY(t->model->be->adamw_fwd(&op));
     }
-    t->steps++;
     return RK_OK;
 }
 
@@ -248,16 +259,27 @@ static int check_rates(const RkStep *s) {
     return RK_OK;
 }
 
-static int apply(RkTrainer *t, RkStep *s, double loss_scale) {
-    RK_TRY(t->model->store.memory->bind(t->model->store.memory));
-    RK_TRY(rk_trainer_load_masters(t));
-    RK_TRY(inspect(t, s, loss_scale));
-    return s->bad ? RK_OK : update(t, s, loss_scale);
+/* The one time in a step that the host waits for a device is when it reads the results, after all has been queued. */
+static int apply(RkTrainer *t, RkStep *s, double loss_scale, int64_t counted) {
+    RkMemory *memory = t->model->store.memory;
+    double results[RK_RESULTS];
+    RK_TRY(measure(t, s, loss_scale));
+    RK_TRY(update(t, s));
+    RK_TRY(memory->read(memory, results, t->result.p, sizeof results));
+    s->loss = results[RK_RESULT_LOSS] / (double)counted;
+    s->grad_norm = results[RK_RESULT_NORM];
+    s->bad = NULL;
+    if (!isfinite(s->loss) || !isfinite(s->grad_norm)) return name_bad(t, s);
+    t->steps++;
+    return RK_OK;
 }
 
 int rk_train_apply(RkTrainer *t, RkStep *s) {
     RK_TRY(check_rates(s));
-    return apply(t, s, 1);
+    RK_TRY(t->model->store.memory->bind(t->model->store.memory));
+    RK_TRY(rk_trainer_load_masters(t));
+    RK_TRY(set_loss(t, s->loss));
+    return apply(t, s, 1, 1);
 }
 
 static void grow_loss_scale(RkTrainer *t) {
@@ -272,10 +294,12 @@ int rk_train_step(RkTrainer *t, RkStep *s) {
     int64_t counted = 0;
     for (size_t i = 0, n = (size_t)s->B * (size_t)s->T; i < n; i++) counted += s->targets[i] != RK_IGNORE;
     RK_CHECK(counted > 0, "every target is %d: there is nothing to predict", RK_IGNORE);
+    RK_TRY(t->model->store.memory->bind(t->model->store.memory));
+    RK_TRY(rk_trainer_load_masters(t));
     for (;;) {
         RK_TRY(rk_model_restart_grads(t->model));
         RK_TRY(accumulate(t, s, counted));
-        RK_TRY(apply(t, s, t->loss_scale));
+        RK_TRY(apply(t, s, t->loss_scale, counted));
         if (!s->bad || t->loss_scale == 1) break;
         t->loss_scale /= 2; /* and the same step again: it is lost only where the scale is not to blame */
         t->good_steps = 0;

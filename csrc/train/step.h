@@ -13,6 +13,9 @@ typedef struct RkUpdateRule {
     double decay;    /* its weight decay; negative: that of the step */
 } RkUpdateRule;
 
+/* What a step comes to; the host reads it once, at the end. */
+enum { RK_RESULT_LOSS, RK_RESULT_CLIP, RK_RESULT_NORM, RK_RESULTS };
+
 typedef struct RkTrainer {
     RkModel *model;
     double beta1, beta2, eps, grad_clip; /* grad_clip <= 0: off */
@@ -23,6 +26,7 @@ typedef struct RkTrainer {
     RkTensor *master;                    /* per parameter, of sum_dtype: what is updated, where values are narrower; else absent */
     RkUpdateRule *rule;                  /* per parameter; at first as the manifest's flags say */
     RkTensor partial, norms;             /* float64: scratch of sumsq; one per parameter */
+    RkTensor factors, result;            /* float64: what losses are multiplied by; (RK_RESULTS) of a step */
     double *norm;                        /* norms, on the host */
     int32_t *rows;                       /* (V): RK_ROW_* of each token's embedding */
     uint64_t writes;                     /* of the model when masters were loaded */
@@ -41,8 +45,7 @@ int rk_trainer_load_masters(RkTrainer *t);
 /* Before others see the moments: they may write them, so no embedding's are known to be zero any more. */
 void rk_trainer_share_moments(RkTrainer *t);
 
-/* Allocates what steps of this size need, so that no step allocates; only a last micro-batch of fewer rows makes its
- * states anew. */
+/* Allocates what steps of this size need, so that no step of it or of fewer rows allocates. */
 int rk_trainer_prepare(RkTrainer *t, RkWorkSize size);
 
 typedef struct RkStep {

@@ -12,7 +12,7 @@
 #include "host.h"
 
 struct CUgraph_st { std::vector<std::function<const char *()>> work; };
-struct CUstream_st { CUgraph_st *capturing; };
+struct CUstream_st { int device; CUgraph_st *capturing; };
 struct CUevent_st { std::chrono::steady_clock::time_point at; };
 
 namespace {
@@ -24,7 +24,10 @@ constexpr size_t FILLED = 4 << 20; /* of an allocation: scratch is large, and op
 std::mutex lock;
 struct Allocation { char *block; size_t bytes; };
 std::map<char *, Allocation> allocations; /* by the address the caller has */
-int captures;
+constexpr int DEVICES = 2;
+thread_local int captures, current_device; /* captures are of the mode in which only their own thread may not allocate and wait */
+struct Counts { long allocations, waits, launches, captures, replays; } counts;
+int refuse_launches, refuse_captures;
 thread_local std::string failure;
 thread_local cudaError_t last;
 
@@ -34,6 +37,7 @@ cudaError_t failed(cudaError_t code, const std::string &why) {
 }
 
 cudaError_t queue_work(cudaStream_t stream, std::function<const char *()> work) {
+    if (stream && stream->device != current_device) return failed(cudaErrorInvalidValue, "the stream is not of the current device");
     if (stream && stream->capturing) {
         stream->capturing->work.push_back(std::move(work));
         return cudaSuccess;
@@ -68,12 +72,17 @@ cudaError_t refuse_in_capture(const char *what) {
 namespace cuda_host {
 cudaError_t queue_call(cudaStream_t stream, std::function<const char *()> work) { return queue_work(stream, std::move(work)); }
 cudaError_t queue(cudaStream_t stream, const Shape &shape, std::function<void()> thread) {
-    return queue_work(stream, [shape, thread]() mutable { return run(shape, &thread); });
+    if (refuse_launches) return failed(cudaErrorInvalidValue, "launches are refused");
+    return queue_work(stream, [shape, thread]() mutable {
+        counts.launches++;
+        return run(shape, &thread);
+    });
 }
 } // namespace cuda_host
 
 cudaError_t cuda_host_malloc(void **p, size_t bytes) {
     if (cudaError_t rc = refuse_in_capture("an allocation")) return rc;
+    counts.allocations++;
     if (bytes > static_cast<size_t>(1) << 40) return failed(cudaErrorMemoryAllocation, "out of memory");
     char *block = static_cast<char *>(malloc(bytes + 2 * GUARD + 256));
     if (!block) return failed(cudaErrorMemoryAllocation, "out of memory");
@@ -90,6 +99,7 @@ cudaError_t cuda_host_malloc(void **p, size_t bytes) {
 cudaError_t cudaFree(void *p) {
     if (!p) return cudaSuccess;
     cudaError_t rc = check_guards();
+    counts.waits++;
     std::lock_guard<std::mutex> held(lock);
     auto found = allocations.find(static_cast<char *>(p));
     if (found == allocations.end()) return failed(cudaErrorInvalidValue, "freeing what was not allocated");
@@ -103,9 +113,13 @@ const char *cudaGetErrorString(cudaError_t code) {
 }
 cudaError_t cudaGetLastError() { cudaError_t code = last; last = cudaSuccess; return code; }
 cudaError_t cudaPeekAtLastError() { return last; }
-cudaError_t cudaGetDeviceCount(int *n) { *n = 1; return cudaSuccess; }
-cudaError_t cudaSetDevice(int device) { return device == 0 ? cudaSuccess : failed(cudaErrorInvalidValue, "invalid device ordinal"); }
-cudaError_t cudaGetDevice(int *device) { *device = 0; return cudaSuccess; }
+cudaError_t cudaGetDeviceCount(int *n) { *n = DEVICES; return cudaSuccess; }
+cudaError_t cudaSetDevice(int device) {
+    if (device < 0 || device >= DEVICES) return failed(cudaErrorInvalidValue, "invalid device ordinal");
+    current_device = device;
+    return cudaSuccess;
+}
+cudaError_t cudaGetDevice(int *device) { *device = current_device; return cudaSuccess; }
 cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr which, int) {
     *value = which == cudaDevAttrMultiProcessorCount ? 4 : which == cudaDevAttrMaxSharedMemoryPerBlockOptin ? 227 << 10 : which == cudaDevAttrComputeCapabilityMajor ? 9 : 0;
     return cudaSuccess;
@@ -116,7 +130,9 @@ cudaError_t cudaDeviceSynchronize() { return check_guards(); }
 
 cudaError_t cudaMallocHost(void **p, size_t bytes) { return (*p = malloc(bytes)) ? cudaSuccess : failed(cudaErrorMemoryAllocation, "out of memory"); }
 cudaError_t cudaFreeHost(void *p) { free(p); return cudaSuccess; }
-cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpyKind, cudaStream_t stream) {
+cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpyKind kind, cudaStream_t stream) {
+    if (kind != cudaMemcpyDeviceToDevice && stream && stream->capturing) /* CUDA would: and every replay would copy what the host has there then */
+        return failed(cudaErrorStreamCaptureInvalidated, "a copy from or to the host while its stream is being captured");
     return queue_work(stream, [=]() -> const char * { memmove(to, from, bytes); return nullptr; });
 }
 cudaError_t cudaMemcpy(void *to, const void *from, size_t bytes, cudaMemcpyKind kind) {
@@ -137,26 +153,29 @@ cudaError_t cudaMemGetInfo(size_t *left, size_t *total) { *left = *total = stati
 
 /* ---- streams, graphs, events ---- */
 
-cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned) { *stream = new CUstream_st{nullptr}; return cudaSuccess; }
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned) { *stream = new CUstream_st{current_device, nullptr}; return cudaSuccess; }
 cudaError_t cudaStreamDestroy(cudaStream_t stream) { delete stream; return cudaSuccess; }
 cudaError_t cudaStreamSynchronize(cudaStream_t) {
     if (cudaError_t rc = refuse_in_capture("waiting")) return rc;
+    counts.waits++;
     return check_guards();
 }
 cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
     if (!stream || stream->capturing) return failed(cudaErrorInvalidValue, "this stream cannot be captured");
     stream->capturing = new CUgraph_st;
     captures++;
+    counts.captures++;
     return cudaSuccess;
 }
 cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *graph) {
     *graph = stream->capturing;
     stream->capturing = nullptr;
     captures--;
-    return cudaSuccess;
+    return refuse_captures ? failed(cudaErrorStreamCaptureInvalidated, "captures are refused") : cudaSuccess;
 }
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t *exec, cudaGraph_t graph, unsigned long long) { *exec = new CUgraph_st(*graph); return cudaSuccess; }
 cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream) {
+    counts.replays++;
     for (auto &work : exec->work)
         if (cudaError_t rc = queue_work(stream, work)) return rc;
     return cudaSuccess;
@@ -176,4 +195,16 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned) { return cu
 cudaError_t cudaFuncSetAttribute(const void *kernel, cudaFuncAttribute which, int value) {
     if (which == cudaFuncAttributeMaxDynamicSharedMemorySize) cuda_host::allow_dynamic(kernel, static_cast<size_t>(value));
     return cudaSuccess;
+}
+
+/* For tests: allocations, waits for a stream or by freeing memory, kernels that ran, captures and replays since the program began. */
+extern "C" __attribute__((visibility("default"))) void cuda_host_counts(long out[5]) {
+    const long all[5] = {counts.allocations, counts.waits, counts.launches, counts.captures, counts.replays};
+    memcpy(out, all, sizeof all);
+}
+
+/* For tests of what comes after: launches and the ends of captures fail until both are 0. */
+extern "C" __attribute__((visibility("default"))) void cuda_host_refuse(int launches, int ends_of_captures) {
+    refuse_launches = launches;
+    refuse_captures = ends_of_captures;
 }

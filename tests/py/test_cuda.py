@@ -2,6 +2,8 @@
 
 Without a device, and where RWKVTUNE_TEST_CORE names no core of tests/cuda_host, only the refusal is tested here."""
 
+import ctypes
+
 import numpy as np
 import pytest
 from helpers import CUDA, assert_same_bits, assert_within, core, small_model, some_ids
@@ -96,6 +98,140 @@ def test_a_float16_step_whose_gradient_overflows_is_taken_with_a_smaller_scale()
     loss, norm = trainer.step(ids, targets, lr=1e-3)
     assert np.isfinite([loss, norm]).all() and trainer.applied_steps == 1
     assert 1 <= trainer._core.loss_scale <= 2.0**24
+
+
+# ---- what the host waits for, and what is recorded ------------------------------------------------------------------
+
+on_the_host = pytest.mark.skipif(not CUDA or not hasattr(ctypes.CDLL(core.__file__), "cuda_host_counts"), reason="a device counts nothing")
+
+
+def counts():
+    """dict of how often the build of tests/cuda_host has done these things so far."""
+    numbers = (ctypes.c_long * 5)()
+    ctypes.CDLL(core.__file__).cuda_host_counts(numbers)
+    return dict(zip(("allocations", "waits", "launches", "captures", "replays"), numbers))
+
+
+def difference(before):
+    return {name: n - before[name] for name, n in counts().items()}
+
+
+def batches(n, rows=5, length=12):
+    """n batches of which each has another number of targets that count."""
+    for seed in range(n):
+        ids, targets = some_ids(rows, length, seed=seed), some_ids(rows, length, seed=seed + 50)
+        targets[0, :seed] = -100
+        yield ids, targets
+
+
+@on_the_host
+@pytest.mark.parametrize("sizes", [dict(model_type="x070"), dict(model_type="x060", time_state=True)])
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_a_training_step_waits_once_and_allocates_nothing(precision, sizes):
+    trainer = Trainer(small_model(precision=precision, device="cuda", **sizes), TrainingConfig(precision=precision, micro_bsz=2))
+    for number, (ids, targets) in enumerate(batches(4)):
+        before = counts()
+        trainer.step(ids, targets, lr=1e-3)
+        if number:
+            assert difference(before)["allocations"] == 0
+            assert difference(before)["waits"] == 1
+            assert difference(before)["replays"] > 0
+
+
+@on_a_device
+@pytest.mark.parametrize("grad_cp", [0, 1])
+@pytest.mark.parametrize("version", VERSIONS)
+def test_recorded_steps_give_the_bits_of_steps_that_are_not(version, grad_cp, monkeypatch):
+    """With other tokens, targets, rates and factors in every step: none of them may be part of a recording."""
+    runs = []
+    for blocking in ("0", "1"):  # 1: a device is asked to launch one kernel after another, and nothing is recorded
+        monkeypatch.setenv("CUDA_LAUNCH_BLOCKING", blocking)
+        model = small_model(precision="bf16", model_type=version, device="cuda", time_state=version != "x052")
+        trainer = Trainer(model, TrainingConfig(precision="bf16", micro_bsz=2, grad_cp=grad_cp))
+        numbers = []
+        for number, (ids, targets) in enumerate(batches(4)):
+            trainer.config.l2wrap = number % 2 == 0
+            numbers.append(trainer.step(ids, targets, lr=1e-3 * (number + 1), weight_decay=0.1 * number))
+        runs.append((numbers, model.named_parameters()))
+    assert runs[0][0] == runs[1][0]
+    for name, value in runs[0][1].items():
+        assert_same_bits(value, runs[1][1][name], name)
+
+
+@on_the_host
+def test_a_step_is_recorded_once_for_each_size():
+    trainer = Trainer(small_model(precision="bf16", device="cuda"), TrainingConfig(precision="bf16", micro_bsz=2))
+    before, found = counts(), []
+    for ids, targets in [*batches(3, rows=4), *batches(3, rows=4, length=7), *batches(2, rows=4)]:
+        trainer.step(ids, targets, lr=1e-3)
+        found.append((difference(before)["captures"], difference(before)["replays"]))
+    assert found == [(1, 1), (1, 3), (1, 5), (2, 6), (2, 8), (2, 10), (2, 12), (2, 14)]
+
+
+@on_the_host
+def test_decoding_is_recorded_once_for_each_batch():
+    model = small_model(precision="bf16", device="cuda")
+    from rwkvtune import Generator
+
+    before = counts()
+    texts = Generator(model, temperature=0).generate([[1, 2, 3], [4, 5]], max_new_tokens=6)
+    assert difference(before)["captures"] == 1
+    assert difference(before)["replays"] >= 3
+    assert [len(text.ids) for text in texts] == [6, 6]
+
+
+@on_a_device
+def test_recorded_decoding_gives_the_tokens_of_decoding_that_is_not(monkeypatch):
+    runs = []
+    for blocking in ("0", "1"):
+        monkeypatch.setenv("CUDA_LAUNCH_BLOCKING", blocking)
+        model = small_model(precision="fp32", device="cuda")
+        runs.append([list(model.generate([1, 2, 3 + seed], max_new_tokens=9, seed=seed)) for seed in range(3)])
+    assert runs[0] == runs[1]
+
+
+@on_the_host
+def test_models_on_two_devices_do_not_mix():
+    one, other = (small_model(precision="fp32", device=f"cuda:{index}") for index in range(2))
+    here, there = (model.init_state(1) for model in (one, other))
+    for token in (1, 2, 3):
+        got, here = one.process_with_state([token], here)
+        want, there = other.process_with_state([token], there)
+        assert_same_bits(got, want, "logits")
+    assert list(one.generate([1, 2], max_new_tokens=4)) == list(other.generate([1, 2], max_new_tokens=4))
+    ids, targets = some_ids(2, 8), some_ids(2, 8, seed=1)
+    trainers = [Trainer(model, TrainingConfig(precision="fp32", micro_bsz=1)) for model in (one, other)]
+    for _ in range(2):
+        first, second = (trainer.step(ids, targets, lr=1e-3) for trainer in trainers)
+        assert first == second
+
+
+@pytest.fixture
+def refusing():
+    """A function of (launches, ends of captures): which of these fail from now to the end of the test."""
+    host = ctypes.CDLL(core.__file__)
+    yield host.cuda_host_refuse
+    host.cuda_host_refuse(0, 0)
+
+
+@on_the_host
+def test_work_that_cannot_be_recorded_runs_all_the_same(refusing):
+    runs = []
+    for refused in (0, 1):
+        refusing(0, refused)
+        trainer, before = Trainer(small_model(precision="bf16", device="cuda"), TrainingConfig(precision="bf16", micro_bsz=2)), counts()
+        runs.append([trainer.step(ids, targets, lr=1e-3) for ids, targets in batches(3, rows=4)])
+        assert (difference(before)["replays"] == 0) == bool(refused)
+        assert difference(before)["captures"] == 1
+    assert runs[0] == runs[1]
+
+
+@on_the_host
+def test_an_op_that_fails_tells_its_name_and_shape(refusing):
+    model = small_model(device="cuda", precision="fp32")
+    refusing(1, 0)
+    with pytest.raises(DeviceError, match=r"embed forward, w \(67, 64, 0, 0\): launching a kernel: launches are refused"):
+        model([1, 2, 3])
 
 
 @on_a_device
