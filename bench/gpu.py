@@ -62,7 +62,7 @@ def wkv7(B=8, T=4096, C=4096, N=64):
 
     H, shape = C // N, (B, T, C // N, N)
     rows = {name: bf16(*shape, scale=0.1) for name in "rskvab"}
-    saved = dict(z=bf16(*shape), ckpt=np.zeros((B * H, -(-T // 16), N, N), np.float32), y=bf16(*shape))
+    saved = dict(ckpt=bf16(B * H, -(-T // 16), N, N), y=bf16(*shape))
     gradients = {name: bf16(*shape, scale=0.1) for name in ("dy", "dr", "dk", "dv", "ds", "da", "db")}
     return op_ms("wkv7", "fwd", rows | saved), op_ms("wkv7", "bwd", rows | saved | gradients)
 

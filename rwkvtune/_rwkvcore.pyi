@@ -95,6 +95,8 @@ class Model:
         """Bytes, exactly as they will be allocated: {"parameters", "gradients", "moments", "activations", "state", "scratch", "total"}."""
     def allocated(self) -> dict[str, int]:
         """The same keys, as allocated now."""
+    def held_on_device(self) -> int:
+        """Bytes taken from the device now by this model, its trainers and its states; 0 on the CPU."""
     def step(self, ids: np.ndarray, state: State, logits: np.ndarray | None) -> None:
         """Reads ids int32 (b,T) into the first b sequences of the state, in place, after narrowing it to b.
         logits: float32, at least b rows of vocab_size, gets those after the last token; None where they are not wanted."""

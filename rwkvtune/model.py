@@ -535,7 +535,12 @@ class RWKV:
         return new
 
     def plan(self, batch_size=1, ctx_len=None, training=True, grad_cp=0):
-        """dict: bytes that this takes: parameters, gradients, moments, activations, state, scratch, total."""
+        """dict: bytes that this takes: parameters, gradients, moments, activations, state, scratch, total.
+
+        batch_size, ctx_len: of a micro-batch (default: config.ctx_len tokens).  training: of steps of a `Trainer` that updates all
+        weights, else of a call.  grad_cp: as in `TrainingConfig`.  moments: those of AdamW, and the float32 masters of a model
+        of 16 bits.  scratch: of the threads, at most; on a device of its ops and its matrix library.
+        """
         return self._core.plan(int(batch_size), int(ctx_len or self.config.ctx_len), bool(training), int(grad_cp))
 
 

@@ -52,7 +52,7 @@ static int host_repeat(RkMemory *m, const RkWorkload *w) {
 
 static void host_close(RkMemory *m) { (void)m; }
 
-RkMemory rk_host_memory = {host_alloc, host_release, host_copy, host_copy, host_copy, host_zero, host_bind, host_repeat, host_close};
+RkMemory rk_host_memory = {host_alloc, host_release, host_copy, host_copy, host_copy, host_zero, host_bind, host_repeat, host_close, 0, 0};
 
 /* ---- numbers ---- */
 

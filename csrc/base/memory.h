@@ -30,6 +30,7 @@ struct RkMemory {
     int (*bind)(RkMemory *m);   /* the ops that this thread calls from now on work here */
     int (*repeat)(RkMemory *m, const RkWorkload *w); /* runs it; a device may record it, and queue the recording when its key comes again */
     void (*close)(RkMemory *m); /* after everything in it has been released */
+    size_t own, held; /* of a device: bytes that its ops take once and for all, and all that is taken from it now, those included */
 };
 
 extern RkMemory rk_host_memory;

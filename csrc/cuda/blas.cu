@@ -74,7 +74,7 @@ struct Shape {
 /* Column-major, as the library sees it, the product is C^T = op(B)^T op(A)^T. */
 struct Plan { Shape shape; Opaque desc, first, second, out; Algorithm algorithm; size_t workspace; };
 
-enum { PLANS = 1024, WORKSPACE = 32 << 20 };
+enum { PLANS = 1024 };
 
 struct RkCudaBlas {
     Library library;
@@ -118,7 +118,7 @@ static int suggest(RkCudaBlas *b, Plan *p) {
     Library *l = &b->library;
     Opaque preference;
     Suggestion best;
-    size_t workspace = WORKSPACE;
+    size_t workspace = RK_CUDA_BLAS_WORKSPACE;
     uint32_t reduction = REDUCTION_SCHEME_COMPUTE_TYPE, align[4] = {p->shape.align_b, p->shape.align_a, p->shape.align_c, p->shape.align_c};
     int found = 0;
     if (int rc = check(l->MatmulPreferenceCreate(&preference), "making a preference")) return rc;
@@ -182,7 +182,7 @@ int rk_cuda_blas_open(RkCudaBlas **blas) {
     if (!b) return rk_fail(RK_ENOMEM, "no memory for the matrix library");
     if (int rc = open_library(&b->library)) return rc;
     if (int rc = check(b->library.Create(&b->handle), "starting")) return rc;
-    return rk_cuda_check(cudaMalloc(&b->workspace, WORKSPACE), "allocating the workspace of cuBLASLt");
+    return rk_cuda_check(cudaMalloc(&b->workspace, RK_CUDA_BLAS_WORKSPACE), "allocating the workspace of cuBLASLt");
 }
 
 void rk_cuda_blas_close(RkCudaBlas *b) {

@@ -18,6 +18,7 @@ typedef struct RkCudaGemm {
 } RkCudaGemm;
 
 /* A stream's own: its workspace and what it remembers of shapes. RK_EDEVICE where there is no library; *blas is closed in any case. */
+enum { RK_CUDA_BLAS_WORKSPACE = 32 << 20 };
 typedef struct RkCudaBlas RkCudaBlas;
 int rk_cuda_blas_open(RkCudaBlas **blas);
 void rk_cuda_blas_close(RkCudaBlas *blas);

@@ -8,6 +8,7 @@
 #include "cuda/blas.h"
 #include "cuda/launch.h"
 
+enum { OWN = RK_CUDA_SCRATCH + RK_CUDA_BLAS_WORKSPACE };
 enum { RING = 1 << 20 }; /* pinned memory that small writes pass through: ids and targets of a step take 64 KiB at 8192 tokens */
 
 /* Of a workload: what it is known by, how often it came, and from the second time on its graph, NULL where it cannot have one. */
@@ -96,11 +97,13 @@ static void *cuda_alloc(RkMemory *m, size_t bytes) {
     void *p = nullptr;
     if (cuda_of(m)->recording || cuda_bind(m) || cudaMalloc(&p, bytes ? bytes : 1) != cudaSuccess) return cudaGetLastError(), nullptr;
     if (cuda_zero(m, p, bytes)) return cudaFree(p), nullptr;
+    m->held += bytes;
     return p;
 }
 
-static void cuda_release(RkMemory *m, void *p, size_t) {
+static void cuda_release(RkMemory *m, void *p, size_t bytes) {
     cudaSetDevice(cuda_of(m)->device);
+    m->held -= bytes;
     cudaFree(p); /* waits for what uses it */
 }
 
@@ -220,7 +223,7 @@ int rk_cuda_open(int device, int tf32, RkMemory **memory) {
     if (device < 0 || device >= count) return rk_fail(RK_EDEVICE, "device \"cuda:%d\" does not exist; there are %d, from cuda:0", device, count);
     RkCuda *c = new (std::nothrow) RkCuda();
     if (!c) return rk_fail(RK_ENOMEM, "no memory for a device");
-    c->memory = {cuda_alloc, cuda_release, cuda_copy, cuda_write, cuda_read, cuda_zero, cuda_bind, cuda_repeat, cuda_close};
+    c->memory = {cuda_alloc, cuda_release, cuda_copy, cuda_write, cuda_read, cuda_zero, cuda_bind, cuda_repeat, cuda_close, OWN, OWN};
     c->device = device;
     c->tf32 = tf32;
     const char *blocking = getenv("CUDA_LAUNCH_BLOCKING"); /* somebody looks for the op that fails: a graph would hide it */

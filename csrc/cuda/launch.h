@@ -11,7 +11,7 @@
  *
  * Element types. T is that of activations, of their gradients and of parameter values. Always float32: states and their
  * gradients (s0, sT, prev, last, k_past, k_all, ...), gradients of parameters (dw, db, dmu, du, dr_k, ...), stats, ckpt, lse and sums;
- * always float64: losses and norms. Kernels compute in float32. z of wkv7 is T. */
+ * always float64: losses and norms. Kernels compute in float32. What wkv7 saves: see rk_wkv7_by_chunks; its z is T. */
 #ifndef RK_CUDA_LAUNCH_H
 #define RK_CUDA_LAUNCH_H
 

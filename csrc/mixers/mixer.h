@@ -64,7 +64,9 @@ enum {
                           that op where the call says fresh */
     P_HALF = 64,       /* read by `lowrank` or `embed` alone: may be held as bf16 or f16 */
     P_WEIGHT = P_DECAY | P_MATRIX,
-    A_SUM = 128        /* a row of the store's sum_dtype */
+    A_SUM = 128,       /* a row of the store's sum_dtype */
+    A_TOKENWISE = 256  /* a row that wkv7 saves where it goes token by token; where it goes by chunks it is not there, or, if it is
+                          of sum_dtype, holds half as much: rk_wkv7_by_chunks */
 };
 typedef struct RkParamSpec { const char *name; RkShape shape; RkInit init; unsigned flags; } RkParamSpec;
 typedef struct RkRowSpec { const char *name; RkShape shape; unsigned flags; } RkRowSpec;

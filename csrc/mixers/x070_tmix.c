@@ -79,7 +79,8 @@ static double ramp_k_k(const RkInitAt *at, int i) { return 0.71 - 0.1 * (along(a
     A(xr, ROWS, 0) A(xw, ROWS, 0) A(xk, ROWS, 0) A(xv, ROWS, 0) A(xa, ROWS, 0)          \
     A(xg, ROWS, 0) A(s, HEAD, 0) A(a, HEAD, 0) A(nu, HEAD, 0) A(g, ROWS, 0)             \
     A(v, HEAD, 0) A(k, HEAD, 0) A(alpha, HEAD, 0) A(beta, HEAD, 0) A(y, HEAD, 0) A(o, ROWS, 0) \
-    A(z, HEAD, A_TRAIN) A(ckpt, SHAPE(D_BH, D_CHUNKS, D_N, D_N), A_TRAIN | A_SUM)               \
+    A(z, HEAD, A_TRAIN | A_TOKENWISE)                                                   \
+    A(ckpt, SHAPE(D_BH, D_CHUNKS, D_N, D_N), A_TRAIN | A_SUM | A_TOKENWISE)             \
     A(dr, HEAD, A_TRAIN) A(dk, HEAD, A_TRAIN) A(dv, HEAD, A_TRAIN) A(dy, HEAD, A_TRAIN) \
     A(ds, HEAD, A_TRAIN) A(dalpha, HEAD, A_TRAIN) A(dbeta, HEAD, A_TRAIN)               \
     A(dhw, SHAPE(D_B, D_T, D_DW), A_TRAIN) A(dha, SHAPE(D_B, D_T, D_DA), A_TRAIN)       \

@@ -88,6 +88,12 @@ void rk_manifest_free(RkManifest *m) {
     m->param = NULL;
 }
 
+size_t rk_manifest_bytes(const RkManifest *m, int gradients) {
+    RkArena a = {0};
+    for (int i = 0; i < m->n; i++) rk_arena_take(&a, (gradients ? m->param[i].grad : m->param[i].value).dtype, m->param[i].value.d);
+    return a.used;
+}
+
 void rk_manifest_place(RkManifest *m, RkArena *a, int gradients) {
     for (int i = 0; i < m->n; i++) {
         RkTensor *t = gradients ? &m->param[i].grad : &m->param[i].value;

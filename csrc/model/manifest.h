@@ -32,7 +32,8 @@ typedef struct RkManifest {
 int rk_manifest_build(RkManifest *m, const RkConfig *cfg, RkStore store);
 void rk_manifest_free(RkManifest *m);
 
-/* Places every value (or gradient) in the arena; with an arena without memory, measures. */
+/* Places every value (or gradient) in the arena, which has rk_manifest_bytes. */
+size_t rk_manifest_bytes(const RkManifest *m, int gradients);
 void rk_manifest_place(RkManifest *m, RkArena *a, int gradients);
 
 /* The reference initialisation: each element is a function of (seed, name, index) alone. */

@@ -14,12 +14,10 @@ int rk_model_create(RkModel *m, const RkConfig *cfg, const RkBackend *be, int de
     RK_TRY(rk_store_open(be, device, &m->store));
     int rc = rk_manifest_build(&m->man, &m->cfg, m->store);
     if (rc) return rk_model_free(m), rc;
-    RkArena a = {0};
-    rk_manifest_place(&m->man, &a, 0);
-    m->value_bytes = a.used;
-    m->values = m->store.memory->alloc(m->store.memory, a.used);
-    if (!m->values) return rk_model_free(m), rk_fail(RK_ENOMEM, "no memory for the parameters: %zu MiB", a.used >> 20);
-    a = (RkArena){m->values, 0, m->value_bytes};
+    m->value_bytes = rk_manifest_bytes(&m->man, 0);
+    m->values = m->store.memory->alloc(m->store.memory, m->value_bytes);
+    if (!m->values) return rk_model_free(m), rk_fail(RK_ENOMEM, "no memory for the parameters: %zu MiB", m->value_bytes >> 20);
+    RkArena a = {m->values, 0, m->value_bytes};
     rk_manifest_place(&m->man, &a, 0);
     return RK_OK;
 }
@@ -66,18 +64,17 @@ int rk_model_need_grads(RkModel *m) {
     if (m->grads) return RK_OK;
     RK_CHECK(m->values, "the weights of this model are held for inference; load it with precision='fp32' to train it");
     RkMemory *memory = m->store.memory;
-    RkArena a = {0};
-    rk_manifest_place(&m->man, &a, 1);
+    size_t bytes = rk_manifest_bytes(&m->man, 1);
     m->used = calloc((size_t)m->cfg.V, sizeof *m->used);
-    m->grads = m->used ? memory->alloc(memory, a.used) : NULL;
+    m->grads = m->used ? memory->alloc(memory, bytes) : NULL;
     if (!m->grads) {
         free(m->used);
         m->used = NULL;
-        return rk_fail(RK_ENOMEM, "no memory for the gradients: %zu MiB", a.used >> 20);
+        return rk_fail(RK_ENOMEM, "no memory for the gradients: %zu MiB", bytes >> 20);
     }
-    m->grad_bytes = a.used;
+    m->grad_bytes = bytes;
     m->grads_shared = !rk_on_host(memory); /* on a device reading zeros costs less than finding them */
-    a = (RkArena){m->grads, 0, m->grad_bytes};
+    RkArena a = {m->grads, 0, m->grad_bytes};
     rk_manifest_place(&m->man, &a, 1);
     if (rk_on_host(memory)) rk_pages_sparse(m->man.param[m->man.emb].grad.p, rk_embedding_bytes(m));
     return RK_OK;
@@ -125,5 +122,5 @@ size_t rk_model_scratch_bytes(const RkModel *m) {
         size_t need = m->be->scratch_bytes(m->cfg.block[l].N);
         if (need > most) most = need;
     }
-    return most * (size_t)rk_num_threads() + m->be->call_scratch_bytes;
+    return most * (size_t)rk_num_threads() + m->be->call_scratch_bytes + m->store.memory->own;
 }

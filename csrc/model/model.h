@@ -42,7 +42,7 @@ const int32_t *rk_model_used_tokens(const RkModel *m); /* `used`, or NULL when a
 /* Lays out and allocates the memory of calls of this size; reuses what is there when it is large enough. */
 int rk_model_prepare(RkModel *m, RkWorkSize size);
 
-/* At most this much scratch is allocated by the threads, each when it first needs it. */
+/* At most this much scratch is allocated by the threads, each when it first needs it, and all that a device takes for its ops. */
 size_t rk_model_scratch_bytes(const RkModel *m);
 
 /* ---- running ---- */

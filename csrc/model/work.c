@@ -19,9 +19,12 @@ static RkTensor take_rows(Layout *o) { return take(o, o->store.dtype, o->size.B,
 static RkTensor take_stats(Layout *o) { return take(o, o->store.sum_dtype, o->size.B * o->size.T, 2, 0); }
 
 static void take_table(Layout *o, const RkRowSpec *rows, int n, const RkDims *dims, RkTensor *out) {
+    int by_chunks = rk_wkv7_by_chunks(o->store.dtype, dims->N);
     for (int i = 0; i < n; i++) {
-        out[i] = rk_shape_resolve(rows[i].shape, rows[i].flags & A_SUM ? o->store.sum_dtype : o->store.dtype, dims);
-        if (!(rows[i].flags & A_TRAIN) || o->size.training) out[i] = rk_arena_take(&o->a, out[i].dtype, out[i].d);
+        unsigned flags = rows[i].flags, spared = flags & A_TOKENWISE && by_chunks;
+        out[i] = rk_shape_resolve(rows[i].shape, flags & A_SUM && !spared ? o->store.sum_dtype : o->store.dtype, dims);
+        if ((flags & A_TRAIN && !o->size.training) || (spared && !(flags & A_SUM))) continue;
+        out[i] = rk_arena_take(&o->a, out[i].dtype, out[i].d);
     }
 }
 

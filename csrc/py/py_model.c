@@ -4,6 +4,7 @@
 #include "base/parallel.h"
 #include "base/quant.h"
 #include "py/py_config.h"
+#include "train/step.h"
 
 /* ---- helpers shared with other files ---- */
 
@@ -459,8 +460,12 @@ static PyObject *model_plan(PyObject *op, PyObject *args, PyObject *kwargs) {
     if (!training && T > rk_model_piece(B)) T = rk_model_piece(B);
     size_t work = rk_work_measure(&m->cfg, &m->man, m->store, (RkWorkSize){B, T, training, grad_cp});
     if (!work) return PyErr_NoMemory();
-    size_t trained = training ? m->value_bytes : 0;
-    return rk_py_sizes(m->value_bytes, trained, 2 * trained, work, state, rk_model_scratch_bytes(m));
+    size_t gradients = 0, moments = 0, scratch = 0;
+    if (training) {
+        gradients = rk_manifest_bytes(&m->man, 1);
+        rk_trainer_measure(m, &moments, &scratch);
+    }
+    return rk_py_sizes(m->value_bytes, gradients, moments, work, state, scratch + rk_model_scratch_bytes(m));
 }
 
 static PyObject *model_allocated(PyObject *op, PyObject *unused) {
@@ -468,7 +473,15 @@ static PyObject *model_allocated(PyObject *op, PyObject *unused) {
     RkPyModel *self = (RkPyModel *)op;
     size_t gradients, activations;
     RK_LOCKED(self, (gradients = self->model.grad_bytes, activations = self->model.work.bytes));
-    return rk_py_sizes(self->model.value_bytes, gradients, 0, activations, 0, rk_thread_scratch_total());
+    return rk_py_sizes(self->model.value_bytes, gradients, 0, activations, 0, rk_thread_scratch_total() + self->model.store.memory->own);
+}
+
+static PyObject *model_held_on_device(PyObject *op, PyObject *unused) {
+    (void)unused;
+    RkPyModel *self = (RkPyModel *)op;
+    size_t held;
+    RK_LOCKED(self, held = self->model.store.memory->held);
+    return PyLong_FromSize_t(held);
 }
 
 /* ---- attributes ---- */
@@ -504,6 +517,7 @@ static PyMethodDef methods[] = {
     {"activations", model_activations, METH_O, "Copies of what a training forward saves; adds to the gradients."},
     {"plan", KEYWORDS(model_plan), "Bytes that a call of this size allocates."},
     {"allocated", model_allocated, METH_NOARGS, "Bytes allocated now."},
+    {"held_on_device", model_held_on_device, METH_NOARGS, "Bytes taken from the device now; 0 on the CPU."},
     {"step", rk_py_model_step, METH_VARARGS, "step(ids, state, logits): reads ids into a state, in place."},
     {NULL, NULL, 0, NULL},
 };

@@ -129,7 +129,7 @@ static PyObject *sizes(PyTrainer *self) {
     RkModel *m = self->trainer.model;
     size_t state = self->trainer.before.bytes + self->trainer.dbefore.bytes;
     return rk_py_sizes(m->value_bytes, m->grad_bytes, self->trainer.moment_bytes, m->work.bytes, state,
-                       rk_thread_scratch_total());
+                       rk_thread_scratch_total() + m->store.memory->own + self->trainer.bytes - self->trainer.moment_bytes);
 }
 
 static PyObject *trainer_plan_and_allocate(PyObject *op, PyObject *args) {

@@ -12,10 +12,14 @@ enum { STEPS_UNTIL_DOUBLED = 1000 };
 static void place(RkTrainer *t, RkArena *a, const unsigned char *frozen) {
     RkManifest *man = &t->model->man;
     RkStore store = t->model->store;
-    RkTensor *kind[3] = {t->m, t->v, store.dtype == store.sum_dtype ? NULL : t->master};
-    for (int k = 0; k < 3 && kind[k]; k++) /* all of a kind in the order of the parameters, so that neighbours make one range */
-        for (int i = 0; i < man->n; i++)
-            if (!(frozen && frozen[i])) kind[k][i] = rk_arena_take(a, store.sum_dtype, man->param[i].value.d);
+    RkTensor *kind[3] = {t->m, t->v, t->master};
+    int kinds = store.dtype == store.sum_dtype ? 2 : 3;
+    for (int k = 0; k < kinds; k++) /* all of a kind in the order of the parameters, so that neighbours make one range */
+        for (int i = 0; i < man->n; i++) {
+            if (frozen && frozen[i]) continue;
+            RkTensor taken = rk_arena_take(a, store.sum_dtype, man->param[i].value.d);
+            if (kind[k]) kind[k][i] = taken;
+        }
     t->moment_bytes = a->used;
     size_t longest = rk_manifest_numel(man) + (size_t)man->n * 16; /* with what lies between two tensors */
     int32_t blocks[4] = {(int32_t)(longest / RK_SUMSQ_BLOCK + 1)};
@@ -23,6 +27,14 @@ static void place(RkTrainer *t, RkArena *a, const unsigned char *frozen) {
     t->norms = rk_arena_take(a, RK_F64, (int32_t[4]){man->n});
     t->factors = rk_arena_take(a, RK_F64, (int32_t[4]){2});
     t->result = rk_arena_take(a, RK_F64, (int32_t[4]){RK_RESULTS});
+}
+
+void rk_trainer_measure(RkModel *model, size_t *moments, size_t *scratch) {
+    RkTrainer t = {.model = model};
+    RkArena a = {0};
+    place(&t, &a, NULL);
+    *moments = t.moment_bytes;
+    *scratch = a.used - t.moment_bytes;
 }
 
 int rk_trainer_create(RkTrainer *t, RkModel *model, const unsigned char *frozen) {

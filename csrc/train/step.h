@@ -35,6 +35,9 @@ typedef struct RkTrainer {
     RkState before, dbefore;             /* of one micro-batch */
 } RkTrainer;
 
+/* Bytes of the moments and masters of a trainer that updates all of the model, and of its scratch. */
+void rk_trainer_measure(RkModel *model, size_t *moments, size_t *scratch);
+
 /* frozen: per parameter, 1 = never updated, which needs no moments; NULL: none. */
 int rk_trainer_create(RkTrainer *t, RkModel *model, const unsigned char *frozen);
 void rk_trainer_free(RkTrainer *t);

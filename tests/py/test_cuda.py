@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from helpers import CUDA, assert_same_bits, assert_within, core, small_model, some_ids
 
-from rwkvtune import RWKV, DeviceError, Trainer, TrainingConfig
+from rwkvtune import RWKV, DeviceError, ModelConfig, Trainer, TrainingConfig
 
 VERSIONS = ("x052", "x060", "x070")
 on_a_device = pytest.mark.skipif(not CUDA, reason="no CUDA device")
@@ -256,6 +256,51 @@ def RWKV_state(state):
     from rwkvtune.state import RWKVState
 
     return RWKVState.from_numpy(state.to_numpy())
+
+
+RECIPES = {version: dict(model_type=version) for version in VERSIONS}
+RECIPES |= {"attention": dict(layers=["x070", {"time_mix": "attention", "channel_mix": "mlp"}]), "heads of 48": dict(n_embd=96, head_size_a=48)}
+
+
+@on_a_device
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_plan_is_what_is_taken_from_the_device(recipe, precision):
+    model = small_model(precision=precision, device="cuda", **RECIPES[recipe])
+    trainer = Trainer(model, TrainingConfig(precision=precision, micro_bsz=2))
+    plan, ids = model.plan(2, 18, grad_cp=1), some_ids(4, 18)
+    for _ in range(2):
+        trainer.step(ids, ids, lr=1e-3)
+        assert {kind: trainer._core.allocated()[kind] for kind in plan if kind not in ("scratch", "total")} == {
+            kind: size for kind, size in plan.items() if kind not in ("scratch", "total")
+        }
+        assert model._core.held_on_device() == plan["total"]
+
+
+@on_a_device
+def test_plan_of_16_bits_is_without_what_chunks_do_not_save():
+    """Per token and layer: z, and half of a float32 state every 16 tokens."""
+    sizes = dict(n_layer=1, n_embd=128, head_size_a=64)
+    by_chunks, wide = (small_model(precision=precision, device="cuda", **sizes).plan(1, 160)["activations"] for precision in ("bf16", "fp32"))
+    z, checkpoints = 2 * 160 * 128, 2 * (2 * 10 * 64 * 64)  # their bytes in 16 bits
+    assert_within(by_chunks, wide / 2 - z, min(z, checkpoints) / 2, "half of float32's, without z")
+
+
+@on_a_device
+def test_a_model_of_1_5_billion_weights_trains_in_30_gb():
+    """24 layers of 2048 channels at 4096 tokens; every layer behind the first takes the same."""
+    two, three = (unwritten_model(layers, 2048, 65536).plan(1, 4096, grad_cp=1)["total"] for layers in (2, 3))
+    assert 25e9 < two + 22 * (three - two) < 30e9
+
+
+def unwritten_model(layers, channels, vocab_size):
+    model = RWKV.__new__(RWKV)
+    model._build(ModelConfig(n_layer=layers, n_embd=channels, vocab_size=vocab_size), "cuda", "bf16", "cpu")
+    return model
+
+
+def test_no_device_is_held_by_a_model_on_the_cpu():
+    assert small_model()._core.held_on_device() == 0
 
 
 @on_a_device

@@ -307,9 +307,8 @@ def test_plan_is_what_is_allocated(backend, grad_cp, version):
     plan = model.plan(3, 35, training=True, grad_cp=grad_cp)
     trainer = core.Trainer(model, beta1=0.9, beta2=0.99, eps=1e-18, weight_decay=0.0, grad_clip=1.0)
     allocated = trainer.plan_and_allocate(3, 35, grad_cp)
-    for kind in ("parameters", "gradients", "activations"):
+    for kind in ("parameters", "gradients", "moments", "activations", "state"):
         assert allocated[kind] == plan[kind] > 0, kind
-    assert plan["moments"] <= allocated["moments"] <= plan["moments"] + (1 << 16)  # the norms' scratch lies with them
     assert plan["total"] == sum(size for kind, size in plan.items() if kind != "total")
     model.init(0)
     ids = some_ids(3, 35).astype(np.int32)

@@ -6,7 +6,7 @@
  *   y_t = S_t r_t
  *
  * In memory a state is (H, key, value): the recurrence then runs along contiguous values with no horizontal sums.
- * The forward for training saves z (fp32) and the state before every RK_WKV_CHUNK-th token; the backward runs each
+ * The forward for training saves z and the state before every RK_WKV_CHUNK-th token; the backward runs each
  * chunk forward again and keeps its states. Inverting the recurrence instead would save that work but amplifies
  * rounding by up to e^{0.6065 (chunk-1)}.
  *
@@ -18,6 +18,12 @@
 #define RK_OPS_WKV7_H
 
 enum { RK_WKV_CHUNK = 16 };
+
+/* Whether a call that saves goes by chunks instead: on activations of 16 bits, with heads of these sizes. A checkpoint then has
+ * elements of their type, in an order of its own, and z is not saved. */
+static inline int rk_wkv7_by_chunks(int dtype, int N) {
+    return (dtype == RK_BF16 || dtype == RK_F16) && (N == 32 || N == 64 || N == 128);
+}
 
 #define RK_WKV7_FIELDS(T, T6, I, F, IDS)                                                     \
     T(r) T(s) T(k) T(v) T(a) T(b) /* (B,T,H,N) */                                            \

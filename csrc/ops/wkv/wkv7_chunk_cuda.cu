@@ -15,8 +15,8 @@
  *   dg_t = H + sum_{p>=t} (R dR - B dB - K dK)_p + sum_{p>t} (A dA)_p,   H = colsum(S' D') + sum_p (B (Z D') + K (V D'))_p
  * The last line is exact for the rounded operands themselves, so that what cancels in it cancels to float32 rounding.
  *
- * One block walks along a sequence's head. The forward saves S' as rounded, which is all the backward uses, in the checkpoints' memory
- * in the order of its own registers; z is not saved. Beyond the last token rows are zero and nothing decays.
+ * One block walks along a sequence's head. The checkpoints are S' as rounded, which is all the backward uses, in the order of the forward's registers;
+ * z is not saved. Beyond the last token rows are zero and nothing decays.
  * Algebra: "Parallelizing Linear Transformers with the Delta Rule" (2024), the RWKV-7 paper (2025). */
 #include "ops/wkv/wkv7_chunk_cuda.h"
 
@@ -55,7 +55,7 @@ template <int N> struct Wkv7Place {
     __device__ float *state(const RkTensor &s) const { return s.p ? static_cast<float *>(s.p) + bh * N * N : nullptr; }
     /* The first vector of this thread; vector i is i blocks of threads further. */
     __device__ uint4 *checkpoint(const RkTensor &ckpt, int chunk) const {
-        float *base = static_cast<float *>(ckpt.p) + (bh * static_cast<size_t>(chunks) + static_cast<size_t>(chunk)) * N * N;
+        uint16_t *base = static_cast<uint16_t *>(ckpt.p) + (bh * static_cast<size_t>(chunks) + static_cast<size_t>(chunk)) * N * N;
         return reinterpret_cast<uint4 *>(base) + threadIdx.x;
     }
 };
@@ -329,6 +329,7 @@ static int wkv7_check_alignment(const RkWkv7 *o, bool backward) {
 
 #define WKV7_CHUNK_RUN(backward, kernel, Shared)                                                                          \
     do {                                                                                                                  \
+        RK_CHECK(!o->ckpt.p || o->ckpt.dtype == o->r.dtype, "wkv7: checkpoints of chunks have the activations' type");     \
         RK_TRY(wkv7_check_alignment(o, backward));                                                                        \
         dim3 blocks(static_cast<unsigned>(o->r.d[0] * o->r.d[2]));                                                        \
         int N = o->r.d[3];                                                                                                \

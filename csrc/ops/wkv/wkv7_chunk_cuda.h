@@ -7,8 +7,7 @@
 
 /* Whether a call is one for the chunked kernels. A backward is one whenever its forward was: both have the checkpoints. */
 static inline bool rk_wkv7_chunked(const RkWkv7 *o) {
-    int N = o->r.d[3];
-    return o->r.dtype != RK_F32 && (N == 32 || N == 64 || N == 128) && (o->ckpt.p || o->r.d[1] >= RK_WKV_CHUNK);
+    return rk_wkv7_by_chunks(o->r.dtype, o->r.d[3]) && (o->ckpt.p || o->r.d[1] >= RK_WKV_CHUNK);
 }
 
 int rk_wkv7_chunk_fwd(const RkWkv7 *o, cudaStream_t stream);
