@@ -70,7 +70,7 @@ static inline bool rk_all_aligned(std::initializer_list<const void *> all) {
 }
 template <typename T> T *rk_ptr(RkTensor t) { return static_cast<T *>(t.p); }
 
-/* Weights in a format of their own are the CPU's: here they have the type of the activations. */
+/* Of ops whose weights have the type of the activations and no format of their own. */
 static inline int rk_same_type(const char *op, RkTensor weight, RkTensor rows) {
     return weight.dtype == rows.dtype ? RK_OK : rk_fail(RK_EUNSUP, "%s: the cuda backend takes weights of the activations' type only", op);
 }

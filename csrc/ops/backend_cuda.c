@@ -59,7 +59,8 @@ static int open_tf32(int device, RkMemory **memory) { return rk_cuda_open(device
 static size_t scratch_bytes(int head_size) { return (void)head_size, 0; /* of the host's threads */ }
 
 #define CUDA_BACKEND(symbol, called, type, opened)                                                        \
-    const RkBackend symbol = {.name = called, .dtype = type, .sum_dtype = RK_F32, .open = opened, .scratch_bytes = scratch_bytes, CUDA_OPS}
+    const RkBackend symbol = {.name = called, .dtype = type, .sum_dtype = RK_F32, .open = opened, .scratch_bytes = scratch_bytes,        \
+                              .products_fwd = rk_cuda_products_fwd, CUDA_OPS}
 
 CUDA_BACKEND(rk_backend_cuda_f32, "cuda-fp32", RK_F32, open_exact);
 CUDA_BACKEND(rk_backend_cuda_tf32, "cuda-tf32", RK_F32, open_tf32);

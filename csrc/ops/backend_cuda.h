@@ -11,6 +11,7 @@ extern "C" {
 #define X(op, Args, FIELDS) int rk_cuda_##op##_fwd(const Args *o); int rk_cuda_##op##_bwd(const Args *o);
 RK_OPS(X)
 #undef X
+int rk_cuda_products_fwd(const RkProducts *p);
 
 #ifdef __cplusplus
 }

@@ -4,6 +4,7 @@
 #include "cuda/column_sum.h"
 #include "cuda/map.h"
 #include "cuda/sigmoid.h"
+#include "ops/linear/few_rows_cuda.h"
 
 struct Activation {
     int act;
@@ -22,7 +23,23 @@ static Sizes sizes(const RkLowrank *o) {
     return {static_cast<int>(rk_numel(o->h) / D), C, D, rk_cols(o->m2), o->h.dtype};
 }
 
+int rk_cuda_products_fwd(const RkProducts *p) {
+    bool few = true;
+    for (int i = 0; i < RK_MAX_PRODUCTS; i++)
+        few = few && (!p->linear[i] || rk_cuda_few_rows_linear(p->linear[i])) && (!p->lowrank[i] || rk_cuda_few_rows_lowrank(p->lowrank[i]));
+    if (few) return rk_cuda_few_rows(p);
+    for (int i = 0; i < RK_MAX_PRODUCTS; i++) {
+        if (p->linear[i]) RK_TRY(rk_cuda_linear_fwd(p->linear[i]));
+        if (p->lowrank[i]) RK_TRY(rk_cuda_lowrank_fwd(p->lowrank[i]));
+    }
+    return RK_OK;
+}
+
 int rk_cuda_lowrank_fwd(const RkLowrank *o) {
+    if (rk_cuda_few_rows_lowrank(o)) {
+        RkProducts one = {{}, {o}};
+        return rk_cuda_few_rows(&one);
+    }
     RK_TRY(rk_same_type("lowrank", o->m1, o->h));
     RK_TRY(rk_same_type("lowrank", o->m2, o->h));
     Sizes s = sizes(o);

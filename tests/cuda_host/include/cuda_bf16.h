@@ -32,4 +32,6 @@ inline float2 __bfloat1622float2(__nv_bfloat162 v) { return {v.x, v.y}; }
 inline unsigned short __bfloat16_as_ushort(__nv_bfloat16 x) { return x.bits; }
 inline __nv_bfloat16 __ushort_as_bfloat16(unsigned short x) { __nv_bfloat16 y; y.bits = x; return y; }
 
+inline __nv_bfloat162 __hsub2(__nv_bfloat162 a, __nv_bfloat162 b) { return {float(a.x) - float(b.x), float(a.y) - float(b.y)}; }
+
 #endif

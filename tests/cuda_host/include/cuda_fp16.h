@@ -16,5 +16,6 @@ inline __half2 __float22half2_rn(float2 v) { return {v.x, v.y}; }
 inline float2 __half22float2(__half2 v) { return {v.x, v.y}; }
 inline unsigned short __half_as_ushort(__half x) { return x.bits; }
 inline __half __ushort_as_half(unsigned short x) { __half y; y.bits = x; return y; }
+inline __half2 __hsub2(__half2 a, __half2 b) { return {float(a.x) - float(b.x), float(a.y) - float(b.y)}; }
 
 #endif

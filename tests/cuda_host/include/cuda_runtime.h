@@ -155,6 +155,13 @@ inline float __fsqrt_rn(float x) { return sqrtf(x); }
 inline float __fmul_rn(float a, float b) { return a * b; }
 inline float __fadd_rn(float a, float b) { return a + b; }
 inline float __saturatef(float x) { return x > 0 ? (x < 1 ? x : 1) : 0; }
+/* Byte i of the result is byte (order >> 4 i) & 7 of low and high together. */
+inline unsigned __byte_perm(unsigned low, unsigned high, unsigned order) {
+    unsigned long long both = static_cast<unsigned long long>(high) << 32 | low;
+    unsigned out = 0;
+    for (int i = 0; i < 4; i++) out |= static_cast<unsigned>(both >> (order >> 4 * i & 7) * 8 & 255) << 8 * i;
+    return out;
+}
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __ffs(int x) { return __builtin_ffs(x); }
 inline int __clz(int x) { return x ? __builtin_clz(static_cast<unsigned>(x)) : 32; }

@@ -1,0 +1,112 @@
+"""Products of stored matrices on a CUDA device: weights of 16, 8 and 4 bits, few rows and many, and products that share a launch."""
+
+import numpy as np
+import pytest
+from helpers import CUDA, assert_same_bits, core
+from reference import ops
+from reference.weight_formats import decode
+from test_cuda_half import KINDS, Setting, assert_as_good_as_rounding, blank
+from test_weight_formats import unaligned
+
+pytestmark = pytest.mark.skipif(not CUDA, reason="no CUDA device, and not the build of tests/cuda_host")
+
+FEW_ROWS = 16  # up to which own kernels multiply
+# rows, outputs, inputs: one tile of rows and two, outputs and blocks of 32 that do not fill theirs, and as many as several warps share out
+SHAPES = [(1, 1, 32), (1, 33, 256), (2, 17, 64), (3, 40, 1344), (8, 16, 288), (9, 20, 96), (16, 31, 512), (17, 70, 96), (40, 130, 64)]
+ODD_SHAPES = [(1, 5, 7), (4, 16, 130), (12, 9, 33), (20, 15, 31)]
+
+
+def product(setting, x, weights, y_dtype=None):
+    """y of the op `linear`; weights: float64 in the kind's type, or a pair (format, array)."""
+    values, raw = dict(x=x), {}
+    if isinstance(weights, tuple):
+        raw["w"] = weights
+        M = weights[1].shape[0]
+    else:
+        values["w"] = weights
+        M = len(weights)
+    return setting.run("linear", "fwd", values | dict(y=blank(len(x), M)), raw)["y"]
+
+
+def draw_product(R, M, K):
+    rng = np.random.default_rng([R, M, K])
+    return rng.standard_normal((R, K)), rng.standard_normal((M, K))
+
+
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_products_of_16_bits(kind, wide):
+    """wide: into float32, as logits are."""
+    setting = Setting(kind, ("y",) if wide else ())
+    for R, M, K in SHAPES + ODD_SHAPES:
+        x, w = draw_product(R, M, K)
+        got = {"y": product(setting, x, w)}
+        assert_as_good_as_rounding(setting, got, lambda p: {"y": p["x"] @ p["w"].T}, dict(x=x, w=w), f"{kind} {(R, M, K)}")
+
+
+@pytest.mark.parametrize("form", ["int8", "int4"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_products_of_quantised_weights(kind, form):
+    """Few rows multiply what the bytes say: but for x and y nothing is rounded. For many the weights are rounded to 16 bits as well."""
+    setting = Setting(kind, ())
+    for R, M, K in SHAPES:
+        x, w = draw_product(R, M, K)
+        array = core.convert_weight(("fp32", w.astype(np.float32)), form)
+        w = decode(form, array).astype(np.float64)
+        exact = Setting(kind, ("w",) if R <= FEW_ROWS else ())
+        for bytes_ in (array, unaligned(array)):
+            got = {"y": product(setting, x, (form, bytes_))}
+            assert_as_good_as_rounding(exact, got, lambda p: {"y": p["x"] @ p["w"].T}, dict(x=x, w=w), f"{kind} {form} {(R, M, K)}")
+
+
+@pytest.mark.parametrize("form", ["int8", "int4"])
+def test_every_value_of_a_byte(form):
+    """A unit vector picks out each weight: all 255 (or 16) values, by scales that are powers of two, exactly."""
+    w = np.zeros((1, 512), np.float32)
+    array = core.convert_weight(("fp32", w), form)
+    values = 512 if form == "int8" else 256
+    array[0, :values] = np.arange(values) % 256
+    array[0, values:] = np.full(16, 0.25, np.float16).view(np.uint8)
+    if form == "int8":
+        array[0, 128] = array[0, 384] = 0  # -128 is no weight's
+    want = decode(form, array).astype(np.float64)
+    for kind in KINDS:
+        for R in (1, 16):
+            for first in range(0, 512, R):
+                x = np.zeros((R, 512))
+                x[np.arange(R), first + np.arange(R)] = 1
+                assert np.array_equal(product(Setting(kind, ("y",)), x, (form, array))[:, 0], want[0, first : first + R])
+
+
+@pytest.mark.parametrize("kind", ["cuda-fp32", *KINDS])
+def test_a_row_is_the_same_beside_others(kind):
+    x, w = draw_product(FEW_ROWS, 40, 160)
+    setting = Setting(kind, ("x", "w", "y") if kind == "cuda-fp32" else ("y",))
+    whole = product(setting, x, w)
+    for rows in (slice(0, 1), slice(3, 5), slice(2, 11)):
+        assert_same_bits(product(setting, x[rows], w), whole[rows], f"rows {rows}")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_lowrank_of_few_rows(kind):
+    for R, C, D, O, act, biased in [(1, 33, 8, 20, 1, 1), (3, 160, 40, 640, 2, 1), (5, 70, 16, 64, 0, 0), (16, 40, 7, 1100, 1, 1), (17, 40, 8, 48, 2, 1)]:
+        rng = np.random.default_rng([R, C, D])
+        p = dict(x=rng.standard_normal((R, C)), m1=rng.standard_normal((C, D)) / np.sqrt(C), m2=rng.standard_normal((D, O)))
+        p |= dict(bias=rng.standard_normal(O)) if biased else {}
+        setting = Setting(kind, ())
+        got = setting.run("lowrank", "fwd", p | dict(h=blank(R, D), y=blank(R, O)), act=act)
+
+        def compute(q):
+            h, y = ops.lowrank(q["x"], q["m1"], q["m2"], q.get("bias", 0), act)
+            return dict(h=h, y=y)
+
+        assert_as_good_as_rounding(setting, {name: got[name] for name in "hy"}, compute, p, f"{kind} {(R, C, D, O, act)}")
+
+
+def test_float32_activations_take_quantised_weights():
+    for form in ("int8", "int4"):
+        x, w = draw_product(3, 20, 64)
+        array = core.convert_weight(("fp32", w.astype(np.float32)), form)
+        got = product(Setting("cuda-fp32", ("x", "y")), x, (form, array))
+        want = np.float32(x).astype(np.float64) @ decode(form, array).astype(np.float64).T
+        assert np.all(np.abs(got - want) <= 66 * 2.0**-24 * (np.abs(x) @ np.abs(decode(form, array)).T))
