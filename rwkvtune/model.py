@@ -21,6 +21,7 @@ from .weights import HeldParameters, file_formats, held_formats, hold, precision
 _BACKENDS = ("cpu", "ref")
 _PRECISIONS = ("fp32", "tf32", "bf16", "fp16", "int8", "int4", "fp64")
 _DEVICE_PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
+_DEVICE_HELD = ("int8", "int4", "file")  # on a device for inference only, with bf16 activations
 UNTOLD = ("ctx_len", "head_size_divisor", "head_size_a", "rope")  # of a ModelConfig, what weights do not tell
 _L2WRAP = 1e-4
 _TIME_STATE = "att.time_state"
@@ -70,10 +71,10 @@ def _core_backend(backend, precision, device="cpu"):
     if device != "cpu":
         if backend != "cpu":
             raise ValueError(f"backend {backend!r} runs on device='cpu' only")
-        if precision not in _DEVICE_PRECISIONS:
-            allowed = ", ".join(map(repr, _DEVICE_PRECISIONS))
+        if precision not in (*_DEVICE_PRECISIONS, *_DEVICE_HELD):
+            allowed = ", ".join(map(repr, (*_DEVICE_PRECISIONS, *_DEVICE_HELD)))
             raise ValueError(f"precision {precision!r} exists on device='cpu' only; on a CUDA device allowed are {allowed}")
-        return f"cuda-{precision}"
+        return "cuda-bf16" if precision in _DEVICE_HELD else f"cuda-{precision}"
     if precision == "tf32":
         raise ValueError("precision 'tf32' exists on device='cuda' only")
     return "ref64" if precision == "fp64" else backend
@@ -120,7 +121,8 @@ class RWKV:
     CUDA device where there is one.
     precision: on the CPU "fp32" (default); "bf16", "fp16", "int8", "int4": a model for inference whose weights are held in that
     format (docs/weight_formats.md); "fp64" with backend="ref".  On a CUDA device "bf16" (default), "fp16": weights and
-    activations of that type, sums in float32; "fp32"; "tf32": float32 but for matrix products.
+    activations of that type, sums in float32; "fp32"; "tf32": float32 but for matrix products; "int8", "int4": a model for inference
+    with such matrices and bf16 activations.
     backend: "cpu" (default, fast) or "ref" (the textbook implementation, slow); both are the CPU's.
     Raises ValueError (an argument), DeviceError (no such device here), NotImplementedError (a kind of layer that
     this build lacks).
@@ -161,27 +163,29 @@ class RWKV:
         self._gradients_in_use = Lock()
         self._state_compression = self._state = None
 
-    def _new_core(self):
-        """A core of this model's configuration, backend and device, with memory for weights but without their numbers."""
+    def _new_core(self, weights=None):
+        """A core of this model's configuration, backend and device: for inference with these weights, else with memory for its own but
+        without their numbers."""
         index = 0 if self.device == "cpu" else int(self.device.split(":")[1])
-        backend = _core_backend(self.backend, self.precision, self.device)
-        return _rwkvcore.Model(self.config.to_core_dict(), backend, device=index)
+        backend = _core_backend(self.backend, "file" if weights else self.precision, self.device)
+        return _rwkvcore.Model(self.config.to_core_dict(), backend, weights, device=index)
 
     def _hold(self, tensors):
         """Takes the weights of a model for inference, in the formats of its precision."""
         formats = held_formats(self._rows, tensors, self.precision)
         self._take(hold(self._rows, tensors, formats))
         if self.precision == "file":
-            self.precision = precision_of(self._rows, formats)
+            found = precision_of(self._rows, formats)
+            self.precision = found if self.device == "cpu" or {"int8", "int4"} & set(formats.values()) else "bf16"
 
     def _take(self, weights):
-        self._weights = weights
-        self._core = _rwkvcore.Model(self.config.to_core_dict(), self.backend, weights)
+        self._weights, self._core = weights, self._new_core(weights)
 
     @property
     def trainable(self):
         """bool: the weights are numbers of the model's own, which training may write: all but those held for inference."""
-        return self._weights is None and (self.device != "cpu" or self.precision in ("fp32", "fp64"))
+        own = ("fp32", "fp64") if self.device == "cpu" else _DEVICE_PRECISIONS
+        return self._weights is None and self.precision in own
 
     def __repr__(self):
         return f"RWKV({self.config.summary()}, {self.num_parameters:,} parameters, {self.precision} on {self.device})"
@@ -201,8 +205,9 @@ class RWKV:
         """A model from a weight file; version and sizes are read from its tensors.
 
         path: `.pth` (as torch or RWKV-LM write it) or `.safetensors`.  device, backend: as in `RWKV`.
-        precision: as in `RWKV`, or "file": each weight as the file has it.  All but "fp32" and "fp64" give a model for inference;
-        what the file holds in the format wanted is then read where it lies, in the mapped file.
+        precision: as in `RWKV`, or "file": each weight as the file has it.  On the CPU all but "fp32" and "fp64" give a model for
+        inference; what the file holds in the format wanted is then read where it lies, in the mapped file.  On a device "int8", "int4" and
+        "file" do: quantised matrices as they are, everything else as bf16.
         overrides: what weights do not tell: ctx_len, head_size_divisor, head_size_a and rope of attention layers.
         config: a ModelConfig that the file must fit, instead of reading the sizes from it.
         time_state: a second file, whose trained initial states (blocks.N.att.time_state, one per RWKV layer, (H, value, key))

@@ -8,7 +8,8 @@ enum { ALIGN = 64, HUGE_PAGE = 2 << 20 };
 
 RkTensor rk_arena_take(RkArena *a, int dtype, const int32_t d[4]) {
     RkTensor t = {NULL, dtype, {d[0], d[1], d[2], d[3]}};
-    size_t bytes = (rk_numel(t) * rk_dtype_size(dtype) + ALIGN - 1) & ~(size_t)(ALIGN - 1);
+    size_t bytes = rk_quantised(dtype) ? rk_bytes(t) : rk_numel(t) * rk_dtype_size(dtype);
+    bytes = (bytes + ALIGN - 1) & ~(size_t)(ALIGN - 1);
     if (a->base && a->used + bytes <= a->capacity) t.p = a->base + a->used;
     a->used += bytes;
     return t;

@@ -6,44 +6,67 @@
 #include "base/parallel.h"
 #include "base/quant.h"
 
-int rk_model_create(RkModel *m, const RkConfig *cfg, const RkBackend *be, int device) {
+/* Everything of a model but the memory of its weights. */
+static int begin(RkModel *m, const RkConfig *cfg, const RkBackend *be, int device) {
     memset(m, 0, sizeof *m);
     RK_TRY(rk_config_check(cfg));
     m->cfg = *cfg;
     m->be = be;
     RK_TRY(rk_store_open(be, device, &m->store));
-    int rc = rk_manifest_build(&m->man, &m->cfg, m->store);
-    if (rc) return rk_model_free(m), rc;
+    return rk_manifest_build(&m->man, &m->cfg, m->store);
+}
+
+static int allocate_values(RkModel *m) {
     m->value_bytes = rk_manifest_bytes(&m->man, 0);
     m->values = m->store.memory->alloc(m->store.memory, m->value_bytes);
-    if (!m->values) return rk_model_free(m), rk_fail(RK_ENOMEM, "no memory for the parameters: %zu MiB", m->value_bytes >> 20);
+    if (!m->values) return rk_fail(RK_ENOMEM, "no memory for the parameters: %zu MiB", m->value_bytes >> 20);
     RkArena a = {m->values, 0, m->value_bytes};
     rk_manifest_place(&m->man, &a, 0);
     return RK_OK;
 }
 
-/* The weight of a parameter, if it has its shape and a format that its ops read. */
-static int take_weight(RkParam *p, RkTensor weight) {
+int rk_model_create(RkModel *m, const RkConfig *cfg, const RkBackend *be, int device) {
+    int rc = begin(m, cfg, be, device);
+    if (!rc) rc = allocate_values(m);
+    if (rc) rk_model_free(m);
+    return rc;
+}
+
+/* Whether a parameter may have this weight: its shape, in a format that its ops read. */
+static int check_weight(const RkParam *p, RkTensor weight) {
     int same = 1;
     for (int i = 0; i < 4; i++) same &= weight.d[i] == p->value.d[i];
     RK_CHECK(same, "%s has another shape than the model's", p->name);
     RK_CHECK(rk_param_takes(p, weight.dtype), "%s cannot be held as %s", p->name, rk_format_name(weight.dtype));
-    p->value = weight;
     return RK_OK;
 }
 
-int rk_model_create_over(RkModel *m, const RkConfig *cfg, const RkBackend *be, const RkTensor *weights) {
-    memset(m, 0, sizeof *m);
-    RK_TRY(rk_config_check(cfg));
-    RK_CHECK(be->dtype == RK_F32 && !be->open, "weights in formats of their own need a float32 backend, not %s", be->name);
-    m->cfg = *cfg;
-    m->be = be;
-    RK_TRY(rk_store_open(be, 0, &m->store));
-    int rc = rk_manifest_build(&m->man, &m->cfg, m->store);
+/* A weight into the memory that its parameter has, by way of the host's where its type changes. */
+static int copy_weight(RkMemory *memory, RkParam *p, RkTensor weight) {
+    RkTensor there = p->value;
+    if (there.dtype == weight.dtype) return memory->write(memory, there.p, weight.p, rk_bytes(weight));
+    RkTensor converted = {malloc(rk_bytes(there)), there.dtype, {there.d[0], there.d[1], there.d[2], there.d[3]}};
+    if (!converted.p) return rk_fail(RK_ENOMEM, "no memory to convert %s", p->name);
+    int rc = rk_convert(weight, converted);
+    if (rc == RK_EINVAL) rc = rk_fail(rc, "%s holds numbers that are not finite, or too large for %s", p->name, rk_format_name(there.dtype));
+    if (!rc) rc = memory->write(memory, there.p, converted.p, rk_bytes(there));
+    free(converted.p);
+    return rc;
+}
+
+int rk_model_create_held(RkModel *m, const RkConfig *cfg, const RkBackend *be, int device, const RkTensor *weights) {
+    RK_CHECK(be->dtype == RK_F32 || be->open, "weights in formats of their own need a float32 backend, not %s", be->name);
+    int rc = begin(m, cfg, be, device), elsewhere = !rc && rk_on_host(m->store.memory);
+    m->held = 1;
     for (int i = 0; !rc && i < m->man.n; i++) {
-        rc = take_weight(&m->man.param[i], weights[i]);
+        RkParam *p = &m->man.param[i];
+        rc = check_weight(p, weights[i]);
+        if (elsewhere) p->value = weights[i];
+        else if (rk_quantised(weights[i].dtype)) p->value.dtype = weights[i].dtype;
         m->value_bytes += rk_bytes(weights[i]);
     }
+    if (!rc && !elsewhere) rc = allocate_values(m);
+    for (int i = 0; !rc && !elsewhere && i < m->man.n; i++) rc = copy_weight(m->store.memory, &m->man.param[i], weights[i]);
     if (rc) rk_model_free(m);
     return rc;
 }
@@ -52,7 +75,9 @@ void rk_model_free(RkModel *m) {
     RkMemory *memory = m->store.memory;
     if (m->values) memory->release(memory, m->values, m->value_bytes);
     if (m->grads) memory->release(memory, m->grads, m->grad_bytes);
+    m->values = m->grads = NULL; /* a model whose making failed is freed again by its owner */
     free(m->used);
+    m->used = NULL;
     rk_manifest_free(&m->man);
     rk_work_free(&m->work);
     rk_store_close(&m->store);
@@ -62,7 +87,7 @@ size_t rk_embedding_bytes(const RkModel *m) { return (size_t)m->cfg.V * (size_t)
 
 int rk_model_need_grads(RkModel *m) {
     if (m->grads) return RK_OK;
-    RK_CHECK(m->values, "the weights of this model are held for inference; load it with precision='fp32' to train it");
+    RK_CHECK(!m->held, "the weights of this model are held for inference; load it with precision='fp32' to train it");
     RkMemory *memory = m->store.memory;
     size_t bytes = rk_manifest_bytes(&m->man, 1);
     m->used = calloc((size_t)m->cfg.V, sizeof *m->used);

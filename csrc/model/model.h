@@ -14,6 +14,7 @@ typedef struct RkModel {
     RkStore store;
     RkManifest man;
     void *values, *grads; /* one allocation each; grads is NULL until needed, values where the weights lie elsewhere */
+    int held;             /* for inference: there are no gradients */
     size_t value_bytes, grad_bytes;
     int32_t *used;    /* (V), with the gradients: 0 where a token's embedding certainly has no gradient */
     int grads_shared; /* others may write the gradients: `used` says nothing */
@@ -24,8 +25,9 @@ typedef struct RkModel {
 
 int rk_model_create(RkModel *m, const RkConfig *cfg, const RkBackend *be, int device); /* device: which of the backend's */
 
-/* A model for inference over weights that lie elsewhere, one per row of the manifest, which must outlive it. */
-int rk_model_create_over(RkModel *m, const RkConfig *cfg, const RkBackend *be, const RkTensor *weights);
+/* A model for inference of weights in formats of their own, one per row of the manifest. On the host they stay where they are and must
+ * outlive it; to a device they are copied, quantised ones as they are, the others in the backend's element type. */
+int rk_model_create_held(RkModel *m, const RkConfig *cfg, const RkBackend *be, int device, const RkTensor *weights);
 
 void rk_model_free(RkModel *m);
 int rk_model_need_grads(RkModel *m); /* allocates them as zeros the first time */

@@ -91,7 +91,7 @@ static int create(RkPyModel *self, const RkConfig *cfg, const RkBackend *be, PyO
     self->held = PyDict_Copy(weights);
     RkTensor *given = self->held ? rk_py_weights(self->held, cfg, st) : NULL;
     if (!given) return -1;
-    int rc = rk_model_create_over(&self->model, cfg, be, given);
+    int rc = rk_model_create_held(&self->model, cfg, be, device, given);
     PyMem_Free(given);
     return rc ? rk_py_raise(st, rc), -1 : 0;
 }

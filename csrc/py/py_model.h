@@ -11,7 +11,7 @@
 typedef struct RkPyModel {
     PyObject_HEAD
     RkModel model;
-    PyObject *held;       /* the arrays its weights lie in; NULL when they are its own */
+    PyObject *held;       /* the weights it was made of for inference, which on the host it reads where they lie; else NULL */
     pthread_mutex_t lock; /* taken after the GIL is released: one call at a time */
 } RkPyModel;
 

@@ -1,12 +1,16 @@
 """Products of stored matrices on a CUDA device: weights of 16, 8 and 4 bits, few rows and many, and products that share a launch."""
 
+import copy
+
 import numpy as np
 import pytest
-from helpers import CUDA, assert_same_bits, core
+from helpers import CUDA, assert_same_bits, core, small_model, some_ids
 from reference import ops
 from reference.weight_formats import decode
-from test_cuda_half import KINDS, Setting, assert_as_good_as_rounding, blank
+from test_cuda_half import KINDS, Setting, assert_as_good_as_rounding, blank, rms
 from test_weight_formats import unaligned
+
+from rwkvtune import RWKV, ModelConfig, Trainer
 
 pytestmark = pytest.mark.skipif(not CUDA, reason="no CUDA device, and not the build of tests/cuda_host")
 
@@ -110,3 +114,55 @@ def test_float32_activations_take_quantised_weights():
         got = product(Setting("cuda-fp32", ("x", "y")), x, (form, array))
         want = np.float32(x).astype(np.float64) @ decode(form, array).astype(np.float64).T
         assert np.all(np.abs(got - want) <= 66 * 2.0**-24 * (np.abs(x) @ np.abs(decode(form, array)).T))
+
+
+# ---- models whose weights are held quantised ------------------------------------------------------------------------
+
+SIZES = dict(n_layer=2, n_embd=64, vocab_size=50, head_size_a=32)
+
+
+@pytest.mark.parametrize("form", ["int8", "int4"])
+@pytest.mark.parametrize("version", ["x052", "x060", "x070"])
+def test_a_model_holds_its_weights_quantised(version, form, tmp_path):
+    """In a piece and token by token: twice as far from the CPU's model of the same weights, at most, as a plain bf16 model of them."""
+    small_model(model_type=version, **SIZES).save(tmp_path / "m.safetensors", dtype=form)
+    here = RWKV.load(tmp_path / "m.safetensors", precision="file", backend="ref")
+    plain = RWKV(here.config, device="cuda")
+    plain.load_state_dict(here.named_parameters())
+    for precision in ("file", form):
+        there = RWKV.load(tmp_path / "m.safetensors", precision=precision, device="cuda")
+        assert (there.precision, there.trainable, there.device) == (form, False, "cuda:0")
+        assert there.plan(training=False)["parameters"] < 0.75 * plain.plan(training=False)["parameters"]
+        for length in (11, 1, 30):
+            ids = some_ids(2, length, 50)
+            want = here(ids).logits
+            assert rms(there(ids).logits - want) <= 2 * rms(plain(ids).logits - want)
+    for name, value in here.named_parameters().items():
+        assert_same_bits(there.named_parameters()[name], value, name)
+    with pytest.raises(ValueError, match="held for inference"):
+        Trainer(there)
+    assert_same_bits(copy.deepcopy(there)(ids).logits, there(ids).logits, "of a copy")
+    there.save(tmp_path / "again.safetensors")
+    assert_same_bits(RWKV.load(tmp_path / "again.safetensors", precision="file", device="cuda")(ids).logits, there(ids).logits, "from a file of it")
+
+
+def test_a_file_without_quantised_weights_is_held_as_bf16(tmp_path):
+    model = small_model(**SIZES)
+    model.save(tmp_path / "m.safetensors")
+    held = RWKV.load(tmp_path / "m.safetensors", precision="file", device="cuda")
+    assert (held.precision, held.trainable) == ("bf16", False)
+    ids = some_ids(1, 9, 50)
+    assert_same_bits(held(ids).logits, RWKV.load(tmp_path / "m.safetensors", device="cuda")(ids).logits, "held or not")
+    held.load_state_dict({name: value * 0 for name, value in model.named_parameters().items()})
+    assert not held(ids).logits.any()
+
+
+def test_numbers_too_large_for_a_device_are_told():
+    config = ModelConfig(model_type="x070", **SIZES)
+    weights = dict(RWKV(config, precision="int8")._weights)
+    weights["blocks.0.ln1.weight"] = ("fp32", np.full(64, 1e6, np.float32))
+    with pytest.raises(ValueError, match="ln1.weight holds numbers.*too large for fp16"):
+        core.Model(config.to_core_dict(), "cuda-fp16", weights)
+    weights["blocks.0.ln1.weight"] = ("int8", np.zeros((1, 68), np.uint8))
+    with pytest.raises(ValueError, match="ln1.weight"):
+        core.Model(config.to_core_dict(), "cuda-bf16", weights)

@@ -10,7 +10,7 @@
 #include "ops/linear/few_rows_cuda.h"
 
 #include "cuda/mma.h"
-#include "cuda/quant.h"
+#include "cuda/quantised.h"
 #include "cuda/sigmoid.h"
 #include "ops/backend_cuda.h"
 

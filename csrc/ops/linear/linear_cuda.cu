@@ -1,7 +1,7 @@
 /* Products of many rows are cuBLASLt's. Quantised weights become elements of the activations' type for it, some outputs at a time, so that
  * what is written is still in the L2 cache (50 MB) when it is multiplied. Few rows: few_rows_cuda.cu. */
 #include "cuda/blas.h"
-#include "cuda/quant.h"
+#include "cuda/quantised.h"
 #include "ops/backend_cuda.h"
 #include "ops/linear/few_rows_cuda.h"
 

@@ -1,9 +1,9 @@
-/* quant.h - weights of 8 and 4 bits (base/quant.h) in registers.
+/* quantised.h - weights of 8 and 4 bits (base/quant.h) in registers.
  *
  * Whole numbers become elements of T, pairs in a register, without conversions: their bits are put into the fraction of a number whose
  * last place counts 1 (128 to 255 in bfloat16, 1024 to 2047 in float16), and what that number is too large by is subtracted, exactly. */
-#ifndef RK_CUDA_QUANT_H
-#define RK_CUDA_QUANT_H
+#ifndef RK_CUDA_QUANTISED_H
+#define RK_CUDA_QUANTISED_H
 
 #include "cuda/launch.h"
 
