@@ -41,35 +41,39 @@ struct Work {
 
 /* ---- y = x w^T on tensor cores ---- */
 
-/* Elements k .. k + 7 of a row of n as four pairs, zeros beyond it. */
-template <typename T> __device__ static inline void few_pairs(const T *row, int k, int n, bool aligned, uint32_t *pair) {
+/* Elements k .. k + 7 of a row of n as four pairs, zeros beyond it. WHOLE: all are there, at a multiple of 16 bytes; known while
+ * compiling, so that no load waits for a branch. */
+template <bool WHOLE, typename T> __device__ static inline void few_pairs(const T *row, int k, int n, uint32_t *pair) {
     const uint16_t *from = reinterpret_cast<const uint16_t *>(row) + k;
-    if (aligned && k + 8 <= n) {
+    if constexpr (WHOLE) {
         uint4 v = *reinterpret_cast<const uint4 *>(from);
         pair[0] = v.x, pair[1] = v.y, pair[2] = v.z, pair[3] = v.w;
-        return;
-    }
+    } else {
 #pragma unroll
-    for (int i = 0; i < 4; i++) {
-        uint32_t low = k + 2 * i < n ? from[2 * i] : 0, high = k + 2 * i + 1 < n ? from[2 * i + 1] : 0;
-        pair[i] = low | high << 16;
+        for (int i = 0; i < 4; i++) {
+            uint32_t low = k + 2 * i < n ? from[2 * i] : 0, high = k + 2 * i + 1 < n ? from[2 * i + 1] : 0;
+            pair[i] = low | high << 16;
+        }
     }
 }
 
-/* Eight bytes that begin at a multiple of 8, or of 2. */
-__device__ static inline uint2 few_bytes(const unsigned char *p, bool aligned) {
-    if (aligned) return *reinterpret_cast<const uint2 *>(p);
-    const uint16_t *half = reinterpret_cast<const uint16_t *>(p);
-    return make_uint2(half[0] | static_cast<uint32_t>(half[1]) << 16, half[2] | static_cast<uint32_t>(half[3]) << 16);
+/* Eight bytes, which begin at a multiple of 2 at least. */
+template <bool WHOLE> __device__ static inline uint2 few_bytes(const unsigned char *p) {
+    if constexpr (WHOLE) {
+        return *reinterpret_cast<const uint2 *>(p);
+    } else {
+        const uint16_t *half = reinterpret_cast<const uint16_t *>(p);
+        return make_uint2(half[0] | static_cast<uint32_t>(half[1]) << 16, half[2] | static_cast<uint32_t>(half[3]) << 16);
+    }
 }
 
-/* How a lane holds its part of 32 weights of one row: elements 8q .. 8q + 7. */
+/* How a lane holds its part of 32 weights of one row: elements 8q .. 8q + 7. Rows that are not there may be any: their sums go nowhere. */
 template <typename T> struct Plain {
     static constexpr int STEP = 4; /* blocks of 32 that are loaded before the first is used: 8 loads of 16 bytes a lane */
     static constexpr bool SCALED = false;
     uint32_t pair[4];
-    __device__ void load(const Dot &o, int m, int block, int q) {
-        few_pairs(static_cast<const T *>(o.w) + static_cast<size_t>(m) * static_cast<size_t>(o.K), 32 * block + 8 * q, m < o.M ? o.K : 0, o.aligned, pair);
+    template <bool WHOLE> __device__ void load(const Dot &o, int m, int block, int q) {
+        few_pairs<WHOLE>(static_cast<const T *>(o.w) + static_cast<size_t>(m) * static_cast<size_t>(o.K), 32 * block + 8 * q, o.K, pair);
     }
     __device__ void pairs(int, uint32_t *to) const {
 #pragma unroll
@@ -83,12 +87,10 @@ template <typename T, int BITS> struct Quantised {
     uint2 bytes;
     __half block_scale;
     /* The two lanes with the halves of the same bytes load both. */
-    __device__ void load(const Dot &o, int m, int block, int q) {
-        bytes = make_uint2(0, 0), block_scale = __float2half(0);
-        if (m >= o.M || 32 * block >= o.K) return;
+    template <bool WHOLE> __device__ void load(const Dot &o, int m, int block, int q) {
         size_t values = static_cast<size_t>(o.K) * BITS / 8;
         const unsigned char *row = static_cast<const unsigned char *>(o.w) + static_cast<size_t>(m) * (values + static_cast<size_t>(o.K) / 16);
-        bytes = few_bytes(row + block * 4 * BITS + (BITS == 8 ? 8 * q : q % 2 * 8), o.aligned);
+        bytes = few_bytes<WHOLE>(row + block * 4 * BITS + (BITS == 8 ? 8 * q : q % 2 * 8));
         block_scale = reinterpret_cast<const __half *>(row + values)[block];
     }
     __device__ void pairs(int q, uint32_t *to) const {
@@ -122,25 +124,32 @@ __device__ static inline void few_multiply(const Weights &low, const Weights &hi
     }
 }
 
+/* STEP blocks from `first` on: all weights are on their way before the first is used. */
+template <bool WHOLE, int STEP, typename T, int TILES, typename Weights> __device__ static inline void few_step(const Dot &o, int m0, int first, float (*sum)[4]) {
+    int lane = static_cast<int>(threadIdx.x) % 32, g = lane / 4, q = lane % 4;
+    Weights low[STEP], high[STEP];
+#pragma unroll
+    for (int s = 0; s < STEP; s++) {
+        low[s].template load<WHOLE>(o, min(m0 + g, o.M - 1), first + s, q);
+        high[s].template load<WHOLE>(o, min(m0 + g + 8, o.M - 1), first + s, q);
+    }
+#pragma unroll
+    for (int s = 0; s < STEP; s++) {
+        uint32_t x[TILES][4];
+#pragma unroll
+        for (int n = 0; n < TILES; n++)
+            few_pairs<WHOLE>(static_cast<const T *>(o.x) + static_cast<size_t>(min(8 * n + g, o.R - 1)) * static_cast<size_t>(o.K), 32 * (first + s) + 8 * q, o.K, x[n]);
+        few_multiply<T, TILES>(low[s], high[s], x, q, sum);
+    }
+}
+
 template <typename T, int TILES, typename Weights> __device__ static inline void few_dot_sums(const Dot &o, int m0, float (*sum)[4]) {
-    int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32, g = lane / 4, q = lane % 4;
+    constexpr int STEP = Weights::STEP;
     int blocks = (o.K + 31) / 32;
-    for (int first = warp * Weights::STEP; first < blocks; first += WARPS * Weights::STEP) {
-        Weights low[Weights::STEP], high[Weights::STEP];
-#pragma unroll
-        for (int s = 0; s < Weights::STEP; s++) {
-            low[s].load(o, m0 + g, first + s, q);
-            high[s].load(o, m0 + g + 8, first + s, q);
-        }
-#pragma unroll
-        for (int s = 0; s < Weights::STEP; s++) {
-            uint32_t x[TILES][4];
-#pragma unroll
-            for (int n = 0; n < TILES; n++)
-                few_pairs(static_cast<const T *>(o.x) + static_cast<size_t>(8 * n + g) * static_cast<size_t>(o.K), 32 * (first + s) + 8 * q,
-                          8 * n + g < o.R ? o.K : 0, o.aligned, x[n]);
-            few_multiply<T, TILES>(low[s], high[s], x, q, sum);
-        }
+    for (int first = static_cast<int>(threadIdx.x) / 32 * STEP; first < blocks; first += WARPS * STEP) {
+        if (o.aligned && 32 * (first + STEP) <= o.K) few_step<true, STEP, T, TILES, Weights>(o, m0, first, sum);
+        else
+            for (int block = first; block < min(first + STEP, blocks); block++) few_step<false, 1, T, TILES, Weights>(o, m0, block, sum);
     }
 }
 
@@ -203,24 +212,50 @@ template <int ROWS> __device__ static inline void few_dot_f32(const Dot &o, int 
 
 /* ---- y = f(bias + x m): a lane has 16 bytes of a row of m, lanes and warps have different rows ---- */
 
-template <typename T> __device__ static inline void few_sum(const Sum &o, int block, float (*shared)[SHARED]) {
-    constexpr int VEC = RK_VEC<T>;
-    int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32, at_once = 32 / o.lanes;
-    int width = o.lanes * VEC, tiles = (o.M + width - 1) / width, first = block / tiles * GROUP, rows = min(o.R - first, static_cast<int>(GROUP));
-    int column = block % tiles * width + lane % o.lanes * VEC, n = min(o.M - column, VEC);
-    const T *x = static_cast<const T *>(o.x) + static_cast<size_t>(first) * static_cast<size_t>(o.K);
-    float sum[GROUP][VEC] = {}, v[VEC];
-#pragma unroll 4
-    for (int k = warp * at_once + lane / o.lanes; k < o.K && n > 0; k += WARPS * at_once) {
-        rk_load(static_cast<const T *>(o.m) + static_cast<size_t>(k) * static_cast<size_t>(o.M) + column, n, o.aligned && n == VEC, v);
+/* The first n elements of a row from p on, the rest zeros. */
+template <bool WHOLE, typename T> __device__ static inline RkVec<T> few_columns(const T *p, int n) {
+    if constexpr (WHOLE) {
+        return *reinterpret_cast<const RkVec<T> *>(p);
+    } else {
+        RkVec<T> v;
+#pragma unroll
+        for (int i = 0; i < RK_VEC<T>; i++) v.e[i] = i < n ? p[i] : rk_element<T>(0);
+        return v;
+    }
+}
+
+/* sum[r] += x[r][k] m[k] over the lane's rows of m; the columns begin at `column`. */
+template <bool WHOLE, typename T> __device__ static inline void few_sum_rows(const Sum &o, int first, int rows, int column, float (*sum)[RK_VEC<T>]) {
+    constexpr int AHEAD = 4;
+    int stride = WARPS * (32 / o.lanes), start = static_cast<int>(threadIdx.x) / o.lanes;
+    const T *x = static_cast<const T *>(o.x) + static_cast<size_t>(first) * static_cast<size_t>(o.K), *m = static_cast<const T *>(o.m);
+    for (int k0 = start; k0 < o.K; k0 += AHEAD * stride) {
+        RkVec<T> v[AHEAD];
+#pragma unroll
+        for (int u = 0; u < AHEAD; u++) v[u] = few_columns<WHOLE>(m + static_cast<size_t>(min(k0 + u * stride, o.K - 1)) * static_cast<size_t>(o.M) + column, o.M - column);
 #pragma unroll
         for (int r = 0; r < GROUP; r++) {
             if (r >= rows) break;
-            float by = rk_float(x[static_cast<size_t>(r) * static_cast<size_t>(o.K) + k]);
 #pragma unroll
-            for (int i = 0; i < VEC; i++) sum[r][i] += by * v[i];
+            for (int u = 0; u < AHEAD; u++) {
+                int k = k0 + u * stride;
+                float by = k < o.K ? rk_float(x[static_cast<size_t>(r) * static_cast<size_t>(o.K) + k]) : 0;
+#pragma unroll
+                for (int i = 0; i < RK_VEC<T>; i++) sum[r][i] += by * rk_float(v[u].e[i]);
+            }
         }
     }
+}
+
+template <typename T> __device__ static inline void few_sum(const Sum &o, int block, float (*shared)[SHARED]) {
+    constexpr int VEC = RK_VEC<T>;
+    int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+    int width = o.lanes * VEC, tiles = (o.M + width - 1) / width, first = block / tiles * GROUP, rows = min(o.R - first, static_cast<int>(GROUP));
+    int column = block % tiles * width + lane % o.lanes * VEC;
+    if (column >= o.M) column = 0; /* of a sum that goes nowhere */
+    float sum[GROUP][VEC] = {};
+    if (o.aligned) few_sum_rows<true, T>(o, first, rows, column, sum);
+    else few_sum_rows<false, T>(o, first, rows, column, sum);
 #pragma unroll
     for (int r = 0; r < GROUP; r++)
 #pragma unroll
