@@ -65,8 +65,9 @@ enum {
     P_HALF = 64,       /* read by `lowrank` or `embed` alone: may be held as bf16 or f16 */
     P_WEIGHT = P_DECAY | P_MATRIX,
     A_SUM = 128,       /* a row of the store's sum_dtype */
-    A_TOKENWISE = 256  /* a row that wkv7 saves where it goes token by token; where it goes by chunks it is not there, or, if it is
+    A_TOKENWISE = 256, /* a row that wkv7 saves where it goes token by token; where it goes by chunks it is not there, or, if it is
                           of sum_dtype, holds half as much: rk_wkv7_by_chunks */
+    P_SPARSE = 512     /* a P_MATRIX whose input is mostly zeros: a decoding backend may want it transposed */
 };
 typedef struct RkParamSpec { const char *name; RkShape shape; RkInit init; unsigned flags; } RkParamSpec;
 typedef struct RkRowSpec { const char *name; RkShape shape; unsigned flags; } RkRowSpec;
@@ -96,6 +97,7 @@ typedef struct RkCall {
     const RkTensor *state, *state_out;   /* before and after the call; absent tensors: zeros, not wanted */
     const RkTensor *dstate_out, *dstate; /* gradient of the state after (in) and before (out) the call */
     RkTensor x, y, dx, dy;               /* (B,T,C): input, output, and their gradients; dx is written */
+    RkTensor transposed;                 /* of the mixer's P_SPARSE parameter, absent where there is no copy */
     RkCarry *carry;
 } RkCall;
 

@@ -17,7 +17,7 @@ static double ramp_maa(const RkInitAt *at, int i) { return 1 - share(at, i, pow(
     P(mix_r, "ffn." prefix "_r", SHAPE(1, 1, D_C), RAMP(ramp), 0)                           \
     P(key,        "ffn.key.weight",        SHAPE(D_F, D_C), ORTHO(1), P_WEIGHT)             \
     P(receptance, "ffn.receptance.weight", SHAPE(D_C, D_C), CONST(0), P_WEIGHT)             \
-    P(value,      "ffn.value.weight",      SHAPE(D_C, D_F), CONST(0), P_WEIGHT)
+    P(value,      "ffn.value.weight",      SHAPE(D_C, D_F), CONST(0), P_WEIGHT | P_SPARSE)
 #define SAVED(A) A(k, SHAPE(D_B, D_T, D_F), 0) A(r, SHAPE(D_B, D_T, D_C), 0) A(v, SHAPE(D_B, D_T, D_C), 0)
 #define SCRATCH(A)                                                                          \
     A(xk, SHAPE(D_B, D_T, D_C), 0) A(xr, SHAPE(D_B, D_T, D_C), 0) A(h, SHAPE(D_B, D_T, D_F), 0) \
@@ -45,7 +45,7 @@ static Ops wire(const RkCall *c, int keep) {
                 .dmu = {g->mix_k, g->mix_r}},
         .key = {.fresh = c->fresh, .x = t->xk, .w = p->key, .y = a->k, .dy = t->h, .dx = t->xk, .dw = g->key},
         .act = {.x = a->k, .y = t->h, .dy = t->h, .dx = t->h},
-        .value = {.fresh = c->fresh, .x = t->h, .w = p->value, .y = a->v, .dy = t->dv, .dx = t->h, .dw = g->value},
+        .value = {.fresh = c->fresh, .x = t->h, .w = p->value, .wt = c->transposed, .y = a->v, .dy = t->dv, .dx = t->h, .dw = g->value},
         .receptance = {.fresh = c->fresh, .x = t->xr, .w = p->receptance, .y = a->r, .dy = t->dr, .dx = t->xr, .dw = g->receptance},
         .gate = {.q = a->r, .v = a->v, .y = c->y, .dy = c->dy, .dq = t->dr, .dv = t->dv},
     };

@@ -17,7 +17,7 @@ static double ramp_x_k(const RkInitAt *at, int i) {
 #define PARAMS(P)                                                              \
     P(x_k,   "ffn.x_k",          SHAPE(1, 1, D_C),   RAMP(ramp_x_k), 0)        \
     P(key,   "ffn.key.weight",   SHAPE(D_F, D_C),    ORTHO(1),       P_WEIGHT) \
-    P(value, "ffn.value.weight", SHAPE(D_C, D_F),    CONST(0),       P_WEIGHT)
+    P(value, "ffn.value.weight", SHAPE(D_C, D_F),    CONST(0),       P_WEIGHT | P_SPARSE)
 #define SAVED(A)   A(k, SHAPE(D_B, D_T, D_F), 0)
 #define SCRATCH(A) A(xk, SHAPE(D_B, D_T, D_C), 0) A(h, SHAPE(D_B, D_T, D_F), 0)
 #define STATE(A)   A(ffn_shift, SHAPE(D_B, D_C), 0)
@@ -42,7 +42,7 @@ static Ops wire(const RkCall *c) {
                 .dy = {t->xk}, .dlast = dafter->ffn_shift, .dx = c->dx, .dprev = dbefore->ffn_shift, .dmu = {g->x_k}},
         .key = {.fresh = c->fresh, .x = t->xk, .w = p->key, .y = a->k, .dy = t->h, .dx = t->xk, .dw = g->key},
         .act = {.x = a->k, .y = t->h, .dy = t->h, .dx = t->h},
-        .value = {.fresh = c->fresh, .x = t->h, .w = p->value, .y = c->y, .dy = c->dy, .dx = t->h, .dw = g->value},
+        .value = {.fresh = c->fresh, .x = t->h, .w = p->value, .wt = c->transposed, .y = c->y, .dy = c->dy, .dx = t->h, .dw = g->value},
     };
 }
 

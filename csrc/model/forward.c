@@ -27,7 +27,10 @@ RkCall rk_block_call(RkModel *m, int layer, int channel_mix, const RkState *befo
     const RkTensor *state_out = !after ? absent : channel_mix ? after->channel_mix[layer] : after->time_mix[layer];
     RkDims dims = rk_config_dims(&m->cfg, layer, w->size.B, w->size.T);
     dims.P = before->past;
-    return (RkCall){.be = m->be, .dims = dims, .layer = layer,
+    RkTensor transposed = absent[0];
+    for (int i = 0; i < mixer->n_par; i++)
+        if (mixer->par[i].flags & P_SPARSE) transposed = p[i].transposed;
+    return (RkCall){.be = m->be, .dims = dims, .layer = layer, .transposed = transposed,
                     .training = w->size.training, .fresh = m->fresh, .par = w->par, .grad = w->grad,
                     .act = w->block[layer].act[channel_mix], .tmp = w->block[layer].tmp[channel_mix],
                     .state = state, .state_out = state_out, .dstate = absent, .dstate_out = absent,
@@ -180,6 +183,7 @@ int rk_model_forward(RkModel *m, RkForward *f) {
     RK_TRY(rk_state_reserve(f->after, (int64_t)(f->before ? f->before->past : 0) + f->T));
     if (f->before && f->before != f->after) RK_TRY(rk_state_copy(f->after, f->before));
     if (!f->before) RK_TRY(rk_state_from_params(f->after, &m->man, m->be));
+    if (f->B == 1 && f->T == 1) RK_TRY(rk_model_transpose(m));
     int piece = rk_model_piece(f->B);
     f->loss = 0;
     f->count = counted(f);

@@ -12,6 +12,7 @@ extern "C" {
 RK_OPS(X)
 #undef X
 int rk_cuda_products_fwd(const RkProducts *p);
+int rk_cuda_transpose(RkTensor from, RkTensor to);
 
 #ifdef __cplusplus
 }

@@ -98,6 +98,7 @@ typedef struct RkBackend {
     RK_OPS(X)
 #undef X
     int (*products_fwd)(const RkProducts *); /* NULL: nothing is gained by running them together */
+    int (*transpose)(RkTensor from, RkTensor to); /* of matrices; NULL: this backend has no use for RkLinear's wt */
 } RkBackend;
 
 /* The forward of each, with the same results as one by one. */

@@ -140,6 +140,7 @@ static PyObject *model_init(PyObject *op, PyObject *arg) {
     if (PyErr_Occurred()) return NULL;
     int rc;
     RK_LOCKED(self, rc = rk_manifest_init(&self->model.man, &self->model.cfg, self->model.store.memory, seed));
+    self->model.writes++;
     if (rc) return rk_py_raise(rk_py_state_of(Py_TYPE(op)), rc);
     Py_RETURN_NONE;
 }
@@ -460,12 +461,14 @@ static PyObject *model_plan(PyObject *op, PyObject *args, PyObject *kwargs) {
     if (!training && T > rk_model_piece(B)) T = rk_model_piece(B);
     size_t work = rk_work_measure(&m->cfg, &m->man, m->store, (RkWorkSize){B, T, training, grad_cp});
     if (!work) return PyErr_NoMemory();
-    size_t gradients = 0, moments = 0, scratch = 0;
+    size_t gradients = 0, moments = 0, scratch = 0, copies = 0;
     if (training) {
         gradients = rk_manifest_bytes(&m->man, 1);
         rk_trainer_measure(m, &moments, &scratch);
+    } else {
+        copies = rk_model_transposed_bytes(m);
     }
-    return rk_py_sizes(m->value_bytes, gradients, moments, work, state, scratch + rk_model_scratch_bytes(m));
+    return rk_py_sizes(m->value_bytes + copies, gradients, moments, work, state, scratch + rk_model_scratch_bytes(m));
 }
 
 static PyObject *model_allocated(PyObject *op, PyObject *unused) {

@@ -10,7 +10,7 @@ from reference.weight_formats import decode
 from test_cuda_half import KINDS, Setting, assert_as_good_as_rounding, blank, rms
 from test_weight_formats import unaligned
 
-from rwkvtune import RWKV, ModelConfig, Trainer
+from rwkvtune import RWKV, ModelConfig, Trainer, TrainingConfig
 
 pytestmark = pytest.mark.skipif(not CUDA, reason="no CUDA device, and not the build of tests/cuda_host")
 
@@ -166,3 +166,55 @@ def test_numbers_too_large_for_a_device_are_told():
     weights["blocks.0.ln1.weight"] = ("int8", np.zeros((1, 68), np.uint8))
     with pytest.raises(ValueError, match="ln1.weight"):
         core.Model(config.to_core_dict(), "cuda-bf16", weights)
+
+
+# ---- one row that is mostly zeros -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("share", [0, 0.02, 0.3, 1])
+@pytest.mark.parametrize("kind", KINDS)
+def test_sparse_row(kind, share):
+    """Rows of the transposed matrix whose input is zero are not read: they hold NaN."""
+    for M, K in [(40, 96), (64, 5000), (33, 70), (8, 16384)]:
+        rng = np.random.default_rng([M, K])
+        x = np.where(rng.random((1, K)) < share, rng.standard_normal((1, K)), 0)
+        x[:, ::7] = -0.0
+        w = rng.standard_normal((M, K))
+        wt = np.ascontiguousarray(np.where(x.T == 0, np.nan, w.T))
+        for wide in (("y",), ()):
+            setting = Setting(kind, wide)
+            got = setting.run("linear", "fwd", dict(x=x, w=w * np.nan, wt=wt, y=blank(1, M)))["y"]
+            assert_as_good_as_rounding(setting, {"y": got}, lambda p: {"y": p["x"] @ p["w"].T}, dict(x=x, w=w), f"{kind} {(M, K, share)}")
+    nan = setting.run("linear", "fwd", dict(x=x * np.nan, w=w, wt=np.ascontiguousarray(w.T), y=blank(1, M)))["y"]
+    assert np.isnan(nan).all()
+
+
+def steps(model, ids):
+    """Logits of every token, read one by one."""
+    state, rows = None, []
+    for token in ids:
+        logits, state = model._core.forward(np.array([[token]], np.int32), state, "last")
+        rows.append(logits[0])
+    return np.array(rows)
+
+
+@pytest.mark.parametrize("version", ["x052", "x060", "x070"])
+def test_decoding_reads_transposed_copies_of_the_current_weights(version):
+    model = small_model(device="cuda", precision="bf16", model_type=version)
+    dense = small_model(device="cuda", precision="bf16", model_type=version)
+    dense._core.gradients()  # a model that is trained has no copies
+    ids = some_ids(1, 6)[0]
+    first = steps(model, ids)
+    exact = small_model(backend="ref", model_type=version)
+    assert rms(first - exact([ids]).logits[0]) <= 2 * rms(steps(dense, ids) - exact([ids]).logits[0])
+    name = "blocks.1.ffn.value.weight"
+    model.load_state_dict(model.named_parameters() | {name: 0 * model.named_parameters()[name]})
+    assert np.any(steps(model, ids) != first)
+    model.load_state_dict(dense.named_parameters())
+    assert_same_bits(steps(model, ids), first, "with the first weights again")
+    Trainer(model, TrainingConfig(precision="bf16", micro_bsz=1)).step(some_ids(1, 8), some_ids(1, 8, seed=1), lr=1e-2)
+    other = RWKV(model.config, device="cuda")
+    other.load_state_dict(model.named_parameters())
+    after = RWKV(model.config, backend="ref")
+    after.load_state_dict(model.named_parameters())
+    assert rms(steps(model, ids) - after([ids]).logits[0]) <= 2 * rms(steps(other, ids) - after([ids]).logits[0])

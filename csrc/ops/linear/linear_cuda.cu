@@ -4,6 +4,7 @@
 #include "cuda/quantised.h"
 #include "ops/backend_cuda.h"
 #include "ops/linear/few_rows_cuda.h"
+#include "ops/linear/sparse_row_cuda.h"
 
 enum { THREADS = 256, PANEL_BYTES = 32 << 20, ALIGNED_OUTPUTS = 64 };
 
@@ -36,6 +37,7 @@ template <typename T> static int quantised(const RkLinear *o, int R, int K, int 
 }
 
 int rk_cuda_linear_fwd(const RkLinear *o) {
+    if (rk_cuda_sparse_row_takes(o)) return rk_cuda_sparse_row(o);
     if (rk_cuda_few_rows_linear(o)) {
         RkProducts one = {{o}, {}};
         return rk_cuda_few_rows(&one);
