@@ -116,6 +116,16 @@ def test_float32_activations_take_quantised_weights():
         assert np.all(np.abs(got - want) <= 66 * 2.0**-24 * (np.abs(x) @ np.abs(decode(form, array)).T))
 
 
+@pytest.mark.parametrize("version", ["x052", "x060", "x070"])
+def test_products_that_share_a_launch(version):
+    """A float32 model reads few tokens as the CPU does: products of one token, of 8, of 9 and of 16."""
+    here, there = (small_model(device=device, model_type=version) for device in ("cpu", "cuda"))
+    for batch, length in [(1, 1), (2, 4), (3, 3), (1, 16)]:
+        ids = some_ids(batch, length)
+        want = here(ids).logits
+        assert np.abs(there(ids).logits - want).max() <= 2e-5 * max(1, np.abs(want).max())
+
+
 # ---- models whose weights are held quantised ------------------------------------------------------------------------
 
 SIZES = dict(n_layer=2, n_embd=64, vocab_size=50, head_size_a=32)

@@ -330,8 +330,9 @@ bool rk_cuda_few_rows_lowrank(const RkLowrank *o) {
 int rk_cuda_few_rows(const RkProducts *p) {
     Work first = {}, second = {};
     int dtype = RK_F32;
-    for (int i = 0; i < RK_MAX_PRODUCTS; i++) {
+    for (int i = 0; i < RK_MAX_PRODUCTS; i++)
         if (p->linear[i]) add_dot(&first, p->linear[i]), dtype = p->linear[i]->x.dtype;
+    for (int i = 0; i < RK_MAX_PRODUCTS; i++) { /* after all dots, as the kernel has them */
         if (!p->lowrank[i]) continue;
         dtype = p->lowrank[i]->h.dtype;
         if (p->lowrank[i]->x.p) add_sum(&first, p->lowrank[i], false); /* without it h is there */
