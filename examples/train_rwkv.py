@@ -93,6 +93,7 @@ def _training_flags(parser):
     train.add_argument(
         "--grad_cp", type=int, choices=(0, 1), default=0, help="1: compute activations again, less memory"
     )
+    train.add_argument("--device", default="cpu", help="cpu, cuda, cuda:N, or auto: a CUDA device where there is one")
     train.add_argument(
         "--precision", choices=("fp32", "tf32", "bf16", "fp16"), default="fp32", help="the CPU trains in fp32"
     )

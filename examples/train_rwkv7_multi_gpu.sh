@@ -3,7 +3,7 @@
 #
 #   DATA_FILE=data/train MODEL_CONFIG=0.4b MODEL_PATH=rwkv7-0.4b.pth bash examples/train_rwkv7_multi_gpu.sh
 #
-# One process computes on the processor's cores. DEVICES=N keeps the batch, and so the result, of a run on N devices:
+# One process computes, on the processor's cores or with EXTRA="--device cuda" on a GPU. DEVICES=N keeps the batch, and so the result, of a run on N devices:
 # it adds up N micro-batches per step, one after the other. See TRAIN_SCRIPT_USAGE.md.
 set -euo pipefail
 
@@ -23,7 +23,7 @@ FRESH="${FRESH:-0}"                        # 1 = start from new weights, made on
 DATA_FILE="${DATA_FILE:-data/train}"       # made by `rwkvtune prepare`, without .bin and .idx
 PROJ_DIR="${PROJ_DIR:-out}"                # the same command goes on with what is there
 DEVICES="${DEVICES:-1}"
-PRECISION="${PRECISION:-bf16}"             # of the weights written; the processor computes in fp32
+PRECISION="${PRECISION:-bf16}"             # of the weights written, and of what a GPU computes
 EXTRA="${EXTRA:-}"                         # more flags, e.g. EXTRA="--lr_init 1e-4 --dry_run"
 PYTHON="${PYTHON:-python}"
 

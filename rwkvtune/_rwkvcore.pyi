@@ -15,6 +15,8 @@ def info() -> dict[str, Any]:
 
 def set_num_threads(n: int) -> None: ...
 def get_num_threads() -> int: ...
+def device_memory(device: int) -> tuple[int, int]:
+    """(bytes that can still be had, all bytes) of a CUDA device."""
 
 # ---- ops by name, for tests -------------------------------------------------------------------------------------
 
@@ -122,6 +124,7 @@ class Trainer:
     def __init__(self, model: Model, *, beta1: float, beta2: float, eps: float, weight_decay: float, grad_clip: float) -> None: ...
     step_count: int  # settable: Adam's t, number of applied steps
     loss_scale: float  # settable: what float16 losses are multiplied by; 1 elsewhere
+    good_steps: int  # settable: since loss_scale last changed
     def moments(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         """(first, second) moments by parameter name, writable zero-copy views; on a device copies."""
     def masters(self) -> dict[str, np.ndarray]:

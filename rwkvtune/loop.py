@@ -124,7 +124,7 @@ class TrainingRun:
         self._saved_at, self._saved_step = time.monotonic(), self.trainer.steps
 
     def _save_weights(self, name):
-        self.trainer.model.save(self.out / name, dtype=self.save_dtype)
+        self.trainer.save_weights(self.out / name, dtype=self.save_dtype)
 
     def _save_final(self):
         self._save_weights(FINAL_NAME)
@@ -265,14 +265,17 @@ class _Signals:
             signal.signal(number, handler)
 
 
-def resume_or_none(out_dir, device="cpu"):
-    """The trainer of the run in `out_dir`, None where there is no state.  Raises FormatError with advice, OSError."""
+def resume_or_none(out_dir, device="cpu", precision=None):
+    """The trainer of the run in `out_dir`, None where there is no state; device, precision: as in `Trainer.resume`.
+
+    Raises FormatError with advice, OSError, DeviceError.
+    """
     from .trainer import Trainer
 
     path = Path(out_dir) / STATE_NAME
     if not path.exists():
         return None
     try:
-        return Trainer.resume(path, device)
+        return Trainer.resume(path, device, precision)
     except FormatError as error:
         raise FormatError(f"{error}; delete it to start this run afresh") from error

@@ -60,7 +60,7 @@ def full_device(device):
     return f"cuda:{index or 0}"
 
 
-def _core_backend(backend, precision, device="cpu"):
+def core_backend(backend, precision, device="cpu"):
     """The core's name of a backend.  Raises ValueError (backend, precision)."""
     if backend not in _BACKENDS:
         raise ValueError(f"backend is {backend!r}; allowed are {', '.join(map(repr, _BACKENDS))}")
@@ -149,7 +149,7 @@ class RWKV:
         self.config, self.device, self.backend = config, full_device(device), backend
         self.precision = precision or default_precision(self.device)
         self._core = self._weights = None
-        _core_backend(backend, self.precision, self.device)
+        core_backend(backend, self.precision, self.device)
         try:
             self._rows = _rwkvcore.Model.describe(config.to_core_dict())
             if self.trainable:
@@ -167,7 +167,7 @@ class RWKV:
         """A core of this model's configuration, backend and device: for inference with these weights, else with memory for its own but
         without their numbers."""
         index = 0 if self.device == "cpu" else int(self.device.split(":")[1])
-        backend = _core_backend(self.backend, "file" if weights else self.precision, self.device)
+        backend = core_backend(self.backend, "file" if weights else self.precision, self.device)
         return _rwkvcore.Model(self.config.to_core_dict(), backend, weights, device=index)
 
     def _hold(self, tensors):

@@ -20,13 +20,13 @@ from .config import DataConfig, ModelConfig, TrainingConfig, whole_number
 from .errors import FormatError
 from .lock import RunLock
 from .loop import STATE_NAME, BinIdxBatches, RunPlan, TrainingRun, resume_or_none
-from .model import RWKV, UNTOLD, check_runnable, config_of
+from .model import RWKV, UNTOLD, check_runnable, config_of, full_device
 from .prepared_data import (SCRATCH, check_ids, check_name, check_values, copy_file, remove_left_overs, split_lines,
                             text_documents)  # fmt: skip
 from .run_files import INIT_NAME, numbered_weights, weights_by_age
 from .schedule import Schedule
 from .stored_config import StoredConfig, describe_tokenizer, same_tokenizer, tokenizer_from_spec
-from .trainer import Trainer, check_same_run, read_position
+from .trainer import Trainer, check_same_run, read_position, trained_in
 
 __all__ = ["RWKVTrainingPipeline", "text_documents", "tokenizer_from_spec"]
 
@@ -56,16 +56,18 @@ class RWKVTrainingPipeline:
     model_config, training_config, data_config: default: what the directory holds, else all defaults; they are copied,
     never changed, and what they change of the directory's is printed.  tokenizer: default: the directory's, else
     IntegerTokenizer(359).  The vocabulary size of the model is the tokenizer's unless the given one is larger.
-    wandb_project: name of a Weights & Biases project to log to.
-    Attributes: work_dir, data_dir, output_dir, config_dir, model_config, training_config, data_config, tokenizer,
+    wandb_project: name of a Weights & Biases project to log to.  device: what trains, as in `RWKV`: "cpu" (default), "cuda", "cuda:N"
+    or "auto"; it is not stored: a run may go on elsewhere than it began.  On a CUDA device training_config.precision is computed in.
+    Attributes: work_dir, device, data_dir, output_dir, config_dir, model_config, training_config, data_config, tokenizer,
     data_prepared, model_initialized, magic_prime, my_exit_tokens, data_prefix, model (after training).
     Raises ValueError (an argument, one that does not fit what is in the directory), FormatError (a damaged config.json),
-    RuntimeError (another process works here), OSError.
+    RuntimeError (another process works here), DeviceError, OSError.
     """
 
     def __init__(
-        self, work_dir, model_config=None, training_config=None, data_config=None, tokenizer=None, wandb_project=None
+        self, work_dir, model_config=None, training_config=None, data_config=None, tokenizer=None, wandb_project=None, device="cpu"
     ):
+        self.device = full_device(device)
         given = {"model": (model_config, ModelConfig), "training": (training_config, TrainingConfig), "data": (data_config, DataConfig)}
         for key, (value, kind) in given.items():
             if value is not None and not isinstance(value, kind):
@@ -535,7 +537,7 @@ class RWKVTrainingPipeline:
     def _start(self, continue_training, batches):
         """The trainer to go on with: the directory's run, its numbered weights, or the initial weights."""
         config = self.training_config
-        trainer = resume_or_none(self.output_dir) if continue_training else None
+        trainer = resume_or_none(self.output_dir, self.device, config.precision) if continue_training else None
         if trainer is not None:
             trainer.adopt(config)
             return trainer
@@ -546,14 +548,18 @@ class RWKVTrainingPipeline:
                 self._check_weights(path)
             else:
                 self.initialize_model()
-            return Trainer(RWKV.load(path, config=self.model_config), config)
+            return self._trainer_from(path)
         epoch, path = numbered[-1]
         self._check_weights(path)
         print(f"### No {STATE_NAME}: going on after epoch {epoch} with the weights of {path.name} and a fresh optimizer")
-        trainer = Trainer(RWKV.load(path, config=self.model_config), config)
+        trainer = self._trainer_from(path)
         trainer.steps = -(-(epoch + 1) * batches.samples // config.batch_size)
         trainer.tokens = trainer.steps * config.batch_size * self.model_config.ctx_len
         return trainer
+
+    def _trainer_from(self, path):
+        config = self.training_config
+        return Trainer(RWKV.load(path, self.device, trained_in(config.precision, self.device), config=self.model_config), config)
 
     def _batches(self, dataset, ctx_len, batch_size):
         """`BinIdxBatches` of the prepared data.  Raises FormatError where they are not what was prepared."""

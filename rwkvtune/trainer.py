@@ -11,7 +11,7 @@ from . import _rwkvcore
 from .arrays import ids_and_targets, token_ids
 from .config import ModelConfig, TrainingConfig
 from .errors import FormatError
-from .model import RWKV
+from .model import RWKV, core_backend, full_device
 
 STATE_FORMAT = 1
 BAD_STEPS_ALLOWED = 5
@@ -219,27 +219,37 @@ class Trainer:
             "format": STATE_FORMAT, "steps": self.steps, "tokens": self.tokens, "applied_steps": self._core.step_count,
             "bad_in_a_row": self._bad_in_a_row, "position": self.position, "training": self.config.to_dict(),
             "model": self.model.config.to_dict(), "precision": self.model.precision, "backend": self.model.backend,
-            "rules": self._own_rules, "loss_scale": self._core.loss_scale,
+            "rules": self._own_rules, "loss_scale": self._core.loss_scale, "good_steps": self._core.good_steps,
         }  # fmt: skip
         tensors = {"about": np.frombuffer(json.dumps(about).encode(), np.uint8)}
         for kind, values in zip(_KINDS, (self._weights(), first, second)):
             tensors.update({f"{kind}/{name}": value for name, value in values.items()})
         write_pth(path, tensors)
 
+    def save_weights(self, path, dtype=None):
+        """`RWKV.save`, of the float32 masters where the model's weights are narrower: what dtype keeps of them is written."""
+        self.model._write(path, self._weights(), dtype)
+
     def _weights(self):
         """The weights as the optimizer has them: float32 also where the model's are narrower."""
         return self.model.named_parameters() | self._core.masters()
 
     @classmethod
-    def resume(cls, path, device="cpu"):
+    def resume(cls, path, device="cpu", precision=None):
         """The trainer that wrote `path`, with its model; the next step gives the bits it would have given then.
 
-        Raises OSError, FormatError (not a trainer's state, or of a newer version).
+        device: as in `RWKV`; a run may go on elsewhere than it began, on the CPU in float32.  precision: to go on in on a CUDA
+        device, default: that of the run.
+        Raises OSError, FormatError (not a trainer's state, or of a newer version), DeviceError, ValueError (device, precision).
         """
+        device = full_device(device)
         tensors, about = _read_state(path, verify=True)
+        if precision is not None:
+            core_backend("cpu", trained_in(precision, device), device)
+        precision = trained_in(precision or about["precision"], device)
         model = RWKV.__new__(RWKV)
         try:
-            model._build(ModelConfig.from_dict(about["model"]), device, _trained_in(about["precision"], device), about["backend"])
+            model._build(ModelConfig.from_dict(about["model"]), device, precision, about["backend"])
             trainer = cls(model, TrainingConfig.from_dict(about["training"]))
             trainer.set_parameter_groups(
                 {"params": [name], "lr_scale": rule[0], "weight_decay": rule[1]} for name, rule in about["rules"].items()
@@ -248,11 +258,11 @@ class Trainer:
             raise FormatError(f"{path}: the description in this trainer's state makes no trainer ({error})") from error
         trainer._restore(path, tensors)
         trainer._core.step_count = about["applied_steps"]
-        trainer._core.loss_scale = max(1.0, float(about.get("loss_scale", 1.0))) if model.precision == "fp16" else 1.0
+        if model.precision == about["precision"] == "fp16":
+            trainer._core.loss_scale, trainer._core.good_steps = about["loss_scale"], about["good_steps"]
         trainer.steps, trainer.tokens = about["steps"], about["tokens"]
         trainer._bad_in_a_row, trainer.position = about["bad_in_a_row"], about["position"]
         return trainer
-
 
     def _restore(self, path, tensors):
         """Weights and moments from the tensors of a state file."""
@@ -272,14 +282,16 @@ class Trainer:
             self._core.write("master", name, tensors[f"model/{name}"].numpy(core.real))
 
 
-def _trained_in(precision, device):
-    """The precision in which a run of this one goes on: on the CPU its float32 masters do."""
+def trained_in(precision, device):
+    """The precision of a model that is to be trained in this one: on the CPU float32, of which a 16-bit run has masters."""
     return precision if device != "cpu" or precision == "fp64" else "fp32"
 
 
 def _check_description(about):
     """Raises KeyError, ValueError where the JSON text of a state is not what `save` writes."""
-    for name in ("steps", "tokens", "applied_steps", "bad_in_a_row"):
+    if not 1 <= about["loss_scale"] < 1e38:
+        raise ValueError(f"loss_scale is {about['loss_scale']!r}")
+    for name in ("steps", "tokens", "applied_steps", "bad_in_a_row", "good_steps"):
         if type(about[name]) is not int or about[name] < 0:
             raise ValueError(f"{name} is {about[name]!r}")
     for name, kind in (("position", dict), ("model", dict), ("training", dict), ("rules", dict), ("precision", str), ("backend", str)):
@@ -298,7 +310,7 @@ def _read_state(path, verify=False):
         )
     try:
         about = json.loads(tensors["about"].numpy().tobytes())
-        about.setdefault("rules", {})  # states of earlier versions have none
+        about = {"rules": {}, "loss_scale": 1.0, "good_steps": 0} | about  # states of earlier versions have none
         newer = about["format"] > STATE_FORMAT
         if not newer:
             _check_description(about)

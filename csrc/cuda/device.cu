@@ -46,6 +46,11 @@ int rk_cuda_device_count(int *count, const char **reason) {
     return status == cudaSuccess ? RK_OK : RK_EDEVICE;
 }
 
+int rk_cuda_device_memory(int device, size_t *left, size_t *total) {
+    if (int rc = rk_cuda_check(cudaSetDevice(device), "choosing the device")) return rc;
+    return rk_cuda_check(cudaMemGetInfo(left, total), "asking for the device's memory");
+}
+
 /* ---- the stream of a thread ---- */
 
 static int cuda_bind(RkMemory *m) {

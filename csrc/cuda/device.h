@@ -13,6 +13,9 @@ extern "C" {
  * and the runtime's own explanation in *reason (static text). */
 int rk_cuda_device_count(int *count, const char **reason);
 
+/* Bytes of a device's memory: those that can still be had, and all. */
+int rk_cuda_device_memory(int device, size_t *left, size_t *total);
+
 /* A stream of its own on the device, with the scratch and the matrix library that its ops use. Ops go to the stream that is bound to
  * the thread: arguments of ops say what to compute, not where, so that they are the same on every backend.
  * tf32: products of float32 matrices may use TF32. */

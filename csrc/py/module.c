@@ -95,8 +95,21 @@ static PyObject *info(PyObject *module, PyObject *unused) {
                          "cuda_devices", devices, "cuda_reason", reason);
 }
 
+static PyObject *device_memory(PyObject *module, PyObject *arg) {
+    int device = (int)PyLong_AsLong(arg), rc;
+    if (PyErr_Occurred()) return NULL;
+    size_t left = 0, total = 0;
+#ifdef RK_HAVE_CUDA
+    rc = rk_cuda_device_memory(device, &left, &total);
+#else
+    rc = rk_fail(RK_EDEVICE, "there is no device %d: this build has no CUDA", device);
+#endif
+    return rc ? rk_py_raise(rk_py_state(module), rc) : Py_BuildValue("nn", (Py_ssize_t)left, (Py_ssize_t)total);
+}
+
 static PyMethodDef functions[] = {
     {"info", info, METH_NOARGS, "What this build found and chose, as a dict."},
+    {"device_memory", device_memory, METH_O, "(bytes that can still be had, all bytes) of a CUDA device, by its number."},
     {"set_num_threads", set_num_threads, METH_O, "Threads to use; results do not depend on it."},
     {"get_num_threads", get_num_threads, METH_NOARGS, "Threads in use."},
     {"select_isa", select_isa, METH_O, "Switches the cpu backend's instruction set; returns the one in use."},

@@ -255,6 +255,20 @@ static int set_loss_scale(PyObject *op, PyObject *value, void *unused) {
     return 0;
 }
 
+static PyObject *get_good_steps(PyObject *op, void *unused) {
+    (void)unused;
+    return PyLong_FromLongLong(((PyTrainer *)op)->trainer.good_steps);
+}
+
+static int set_good_steps(PyObject *op, PyObject *value, void *unused) {
+    (void)unused;
+    long long n = value ? PyLong_AsLongLong(value) : -1;
+    if (PyErr_Occurred()) return -1;
+    if (n < 0) return PyErr_SetString(PyExc_ValueError, "good_steps must not be negative"), -1;
+    ((PyTrainer *)op)->trainer.good_steps = n;
+    return 0;
+}
+
 static PyMethodDef methods[] = {
     {"moments", trainer_moments, METH_NOARGS, "(first, second) moments by parameter name, writable views; on a device copies."},
     {"masters", trainer_masters, METH_NOARGS, "float32 weights by parameter name where the model's are narrower; else empty."},
@@ -271,6 +285,7 @@ static PyMethodDef methods[] = {
 static PyGetSetDef getset[] = {
     {"step_count", get_step_count, set_step_count, "Applied steps: Adam's t.", NULL},
     {"loss_scale", get_loss_scale, set_loss_scale, "What float16 losses are multiplied by; 1 elsewhere.", NULL},
+    {"good_steps", get_good_steps, set_good_steps, "Steps since loss_scale last changed.", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 static PyType_Slot slots[] = {

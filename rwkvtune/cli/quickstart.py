@@ -42,6 +42,7 @@ def add_arguments(parser):
     parser.add_argument("--micro_bsz", type=int, default=8, help="samples of a step")
     parser.add_argument("--lr_init", type=float, default=4e-3, help="first learning rate; the last is a tenth")
     parser.add_argument("--max_new_tokens", type=int, default=400, help="bytes of text to let the model write")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:N, or auto: a CUDA device where there is one")
     parser.add_argument("--seed", type=int, default=0, help="of the initialisation and of the writing")
     parser.add_argument(
         "--fresh", action="store_true", help="delete what an earlier quickstart left in --work_dir and start again"
@@ -73,6 +74,7 @@ def _make_pipeline(args, text):
     """The pipeline of --work_dir with `text` prepared.  Raises ValueError where the directory belongs to another text."""
     from ..config import DataConfig, ModelConfig, TrainingConfig
     from ..data.tokenizers import GenericTokenizer, create_byte_vocab_file
+    from ..model import default_precision
     from ..pipeline import RWKVTrainingPipeline, text_documents
 
     directory = Path(args.work_dir)
@@ -95,10 +97,10 @@ def _make_pipeline(args, text):
     )
     training = TrainingConfig(
         lr_init=args.lr_init, lr_final=args.lr_init / 10, micro_bsz=args.micro_bsz, warmup_steps=30, weight_decay=0.1, grad_cp=0,
-        precision="fp32", random_seed=args.seed, save_every_seconds=20.0, eval_every_steps=max(1, args.steps // 5), epoch_save=0,
+        precision=default_precision(args.device), random_seed=args.seed, save_every_seconds=20.0, eval_every_steps=max(1, args.steps // 5), epoch_save=0,
     )  # fmt: skip
     data_config = DataConfig(n_epochs_duplication=1, shuffle=False, val_fraction=min(HELD_OUT, HELD_OUT_CHARS / len(text)))
-    pipeline = RWKVTrainingPipeline(directory, model, training, data_config, tokenizer)
+    pipeline = RWKVTrainingPipeline(directory, model, training, data_config, tokenizer, device=args.device)
     if not (pipeline.data_prepared and (data / "val.idx").exists()):
         pipeline.prepare_text(text, document_chars=DOCUMENT_CHARS)
     elif _documents(data / "train.jsonl") + _documents(data / "val.jsonl") != documents:
@@ -174,7 +176,7 @@ def _opening(text):
 def _report(args, pipeline):
     from ..model import RWKV
 
-    model = RWKV.load(newest_checkpoint(pipeline.output_dir), ctx_len=args.ctx_len)
+    model = RWKV.load(newest_checkpoint(pipeline.output_dir), device=args.device, ctx_len=args.ctx_len)
     train, held = ("\n\n".join(_documents(pipeline.data_dir / f"{name}.jsonl")).encode() for name in ("train", "val"))
     ours, size = model_bits(model, pipeline)
     rows = {
@@ -222,8 +224,10 @@ def _check(args):
 
 def run(args):
     from ..lock import RunLock
+    from ..model import full_device
 
     _check(args)
+    args.device = full_device(args.device)
     source = args.text or args.text_file
     args.work_dir = args.work_dir or (f"rwkv-quickstart-{Path(source).stem}" if source else "rwkv-quickstart")
     text, what = source_text(source)

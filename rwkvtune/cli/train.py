@@ -63,7 +63,7 @@ def _trainer(args, start, wanted, config):
 
     out = Path(args.proj_dir)
     if start.kind == "run":
-        trainer = resume_or_none(out)
+        trainer = resume_or_none(out, args.device, args.precision)
         trainer.adopt(config)
         print(f"continuing the run in {out} after step {trainer.steps}")
         return trainer
@@ -99,7 +99,7 @@ def _dry_run(args, start, wanted, config):
         prime = BinIdxBatches(dataset, args.ctx_len, config.batch_size, args.magic_prime).samples
         data = f"{args.data_file}: {dataset.total_tokens:,} tokens, {prime:,} samples a pass (magic prime)"
     beginning = "fresh weights" if start.kind == "fresh" else start.path
-    show_plan(found, config, beginning, plan, data, place.get("steps", plan.first_step))
+    show_plan(found, config, beginning, plan, data, place.get("steps", plan.first_step), args.device)
 
 
 def _write_initial(args, wanted, config):

@@ -18,7 +18,7 @@ _LR_FINAL = 1e-5
 # Flags that mean nothing here: RWKV-LM's default, and why.  Accepted, so that its command lines run, and named when given.
 _OLD_LAYERS, _LIGHTNING = "an option of layers this package does not have", "a setting of Lightning"
 WITHOUT_EFFECT = {
-    "accelerator": ("gpu", "the processor computes"), "devices": (1, "one process computes"), "num_nodes": (1, "one process computes"),
+    "devices": (1, "one process computes"), "num_nodes": (1, "one process computes"),
     "strategy": ("auto", "one process computes"), "ds_bucket_mb": (200, "a setting of DeepSpeed"),
     "kernel": ("", "a choice of CUDA kernels"), "head_chunk": (0, "the loss is always computed in pieces"),
     "num_sanity_val_steps": (0, _LIGHTNING), "check_val_every_n_epoch": (1, _LIGHTNING), "log_every_n_steps": (1, "every step is logged"),
@@ -60,6 +60,9 @@ def _run_flags(group):
     add("--train_stage", "--my_pile_stage", dest="train_stage", type=int, default=0, choices=(0, 1, 2, 3),
         help="1 = write rwkv-init.pth and end; all others train, going on with what --proj_dir holds")  # fmt: skip
     add("--dry_run", action="store_true", help="print the plan (size, memory, steps, time), write nothing and end")
+    add("--device", default="", help="cpu, cuda, cuda:N, or auto: a CUDA device where there is one; '' = as --accelerator says")
+    add("--accelerator", default="cpu", choices=("cpu", "gpu", "cuda", "auto"),
+        help="all but cpu: a CUDA device where there is one, else the processor; --device decides where both are given")  # fmt: skip
     add("--random_seed", type=int, default=-1, help="seed of new weights; negative = 0, so that a run can be repeated")
     add("--wandb", default="", help="project of Weights & Biases to log to (needs `pip install wandb`); '' = none")
     add("--tensorboard", action="store_true", help="log for TensorBoard to PROJ_DIR/tensorboard (needs `pip install tensorboard`)")
@@ -116,7 +119,8 @@ def _optimizer_flags(group):
     add("--my_pile_edecay", type=int, default=0, help="epoch where the decay by epochs begins (negative --my_exit_tokens)")  # fmt: skip
     add("--grad_clip", type=float, default=1.0, help="largest norm of the gradient, 0 = no limit")
     add("--grad_cp", type=int, default=0, help="1 = recompute activations, less memory")
-    add("--precision", default="fp32", choices=("fp32", "tf32", "bf16", "fp16"), help="type of the weights written; the CPU computes in fp32")  # fmt: skip
+    add("--precision", choices=("fp32", "tf32", "bf16", "fp16"),
+        help="in which a CUDA device computes, and type of the weights written; the CPU computes in fp32 (default: fp32, on a CUDA device bf16)")  # fmt: skip
     add("--train_type", default="", choices=("", "none", "state", "states", "infctx"),
         help="state or states = train initial states only; infctx = samples of any length in memory of --chunk_ctx tokens")  # fmt: skip
     add("--chunk_ctx", type=int, default=512, help="with infctx: tokens after which gradients are cut; the state goes on")
@@ -133,11 +137,25 @@ def fresh_sizes(args):
     return _FRESH | explicit_sizes(args)
 
 
+def _settle_device(args):
+    """Decides --device and --precision.  Raises ValueError, DeviceError where --device names a device that is not there."""
+    from .. import info
+    from ..model import default_precision, full_device
+
+    asked = args.device or ("cpu" if args.accelerator == "cpu" else "auto")
+    args.device = full_device(asked)
+    if asked == "auto" and args.device == "cpu" and args.accelerator in ("gpu", "cuda"):
+        print(f"rwkvtune train: --accelerator {args.accelerator}: {info()['cuda_reason']}; the processor computes", file=sys.stderr)
+    args.precision = args.precision or default_precision(args.device)
+
+
 def settle(args, config):
     """Decides the flags that were left open and names those without effect, in one line on stderr.
 
     args: the parsed flags, changed in place.  config: `ModelConfig` of --model_config, or None.
+    Raises ValueError, DeviceError.
     """
+    _settle_device(args)
     for name, (default, field) in _RECOMMENDED.items():
         if getattr(args, name) is None:
             setattr(args, name, getattr(config, field) if config else default)

@@ -50,8 +50,12 @@ def run_plan(args, epoch_begin, config, total_tokens):
     return RunPlan(schedule, total, samples, config.batch_size, config.epoch_save, first_step=epoch_begin * epoch_steps)
 
 
-def available_memory():
-    """Bytes that can still be had on this machine, None where it cannot tell."""
+def available_memory(device="cpu"):
+    """Bytes that can still be had on this machine or device, None where it cannot tell."""
+    if device != "cpu":
+        from .. import _rwkvcore
+
+        return _rwkvcore.device_memory(int(device.partition(":")[2]))[0]
     try:
         with open("/proc/meminfo", encoding="ascii") as file:
             kilobytes = next(line.split()[1] for line in file if line.startswith("MemAvailable:"))
@@ -67,7 +71,7 @@ def step_seconds(model, config, ctx_len):
 
     from ..trainer import Trainer
 
-    trainer = Trainer(model, config.replace(precision="fp32", micro_bsz=config.batch_size))
+    trainer = Trainer(model, config.replace(precision=model.precision, micro_bsz=config.batch_size))
 
     def seconds(rows, length):
         ids = np.arange(rows * length, dtype=np.int32).reshape(rows, length) % model.config.vocab_size
@@ -98,26 +102,29 @@ def _duration(seconds):
     return f"{days} d {hours % 24} h" if days else f"{hours} h {minutes % 60} min" if hours else f"{minutes} min"
 
 
-def _unwritten_model(config):
-    """A model without initialisation: its weights take memory only once a step touches them."""
+def _unwritten_model(config, device="cpu", precision="fp32"):
+    """A model without initialisation: on the CPU its weights take memory only once a step touches them."""
     from ..model import RWKV
 
     model = RWKV.__new__(RWKV)
-    model._build(config, "cpu", "fp32", "cpu")
+    model._build(config, device, precision, "cpu")
     return model
 
 
-def _sizes(config, batch_size, ctx_len, grad_cp):
-    """(model or None, number of parameters, bytes by purpose), also for a model that this machine cannot hold."""
+def _sizes(config, training, ctx_len, device):
+    """(model or None, number of parameters, bytes by purpose), also for a model that this machine or device cannot hold."""
+    from ..trainer import trained_in
+
+    where, size = (device, trained_in(training.precision, device)), (training.micro_bsz, training.tokens_at_once(ctx_len))
     try:
-        model = _unwritten_model(config)
-        return model, model.num_parameters, model.plan(batch_size, ctx_len, grad_cp=grad_cp)
+        model = _unwritten_model(config, *where)
+        return model, model.num_parameters, model.plan(*size, grad_cp=training.grad_cp)
     except MemoryError:
         if config.layers or config.n_layer <= 3:
             raise
     # Every layer behind the first is the same, so all sizes lie on the line through those of 2 and 3 layers.
-    short = [_unwritten_model(config.replace(n_layer=layers)) for layers in (2, 3)]
-    plans = [model.plan(batch_size, ctx_len, grad_cp=grad_cp) | {"": model.num_parameters} for model in short]
+    short = [_unwritten_model(config.replace(n_layer=layers), *where) for layers in (2, 3)]
+    plans = [model.plan(*size, grad_cp=training.grad_cp) | {"": model.num_parameters} for model in short]
     sizes = {name: two + (config.n_layer - 2) * (plans[1][name] - two) for name, two in plans[0].items()}
     return None, sizes.pop(""), sizes
 
@@ -146,17 +153,16 @@ def _run_lines(plan, config, data, done):
     }  # fmt: skip
 
 
-def show_plan(model_config, config, start, plan=None, data="", done=0):
+def show_plan(model_config, config, start, plan=None, data="", done=0, device="cpu"):
     """Prints what a run would be.
 
     model_config: `ModelConfig`.  config: `TrainingConfig`.  start: one line, what it starts from.
-    plan: `RunPlan`, None = no training.  data: one line about the data.  done: steps done before.
+    plan: `RunPlan`, None = no training.  data: one line about the data.  done: steps done before.  device: "cpu" or "cuda:N".
     """
-    ctx_len = plan.schedule.ctx_len if plan else model_config.ctx_len
-    model, parameters, sizes = _sizes(model_config, config.micro_bsz, config.tokens_at_once(ctx_len), config.grad_cp)
+    ctx_len, free = plan.schedule.ctx_len if plan else model_config.ctx_len, available_memory(device)
+    model, parameters, sizes = _sizes(model_config, config, ctx_len, device)
     lines = {"model": model_config.summary(), "parameters": f"{parameters:,}", "start": start}
     if plan:
-        free = available_memory()
         parts = ", ".join(f"{name} {_bytes(size)}" for name, size in sizes.items() if name != "total")
         lines["memory"] = f"{_bytes(sizes['total'])} ({parts})" + (f"; {_bytes(free)} free" if free else "")
         lines |= _run_lines(plan, config, data, done)

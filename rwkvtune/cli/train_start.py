@@ -121,15 +121,17 @@ def load_weights(args, start, config, seed):
     """`RWKV` of a `Start` of kind weights or fresh; the latter is written first."""
     from ..checkpoint import read_checkpoint
     from ..model import RWKV
+    from ..trainer import trained_in
 
+    where = {"device": args.device, "precision": trained_in(args.precision, args.device)}
     if start.kind == "fresh":
         RWKV(new_model_config(args, config), seed=seed).save(start.path)
     if not args.load_partial or start.kind == "fresh":
-        model = RWKV.load(start.path, ctx_len=args.ctx_len)
+        model = RWKV.load(start.path, ctx_len=args.ctx_len, **where)
         if args.train_type == "states" and not model.config.time_state:
             raise ValueError(f"--train_type states: {start.path} has no initial states to train; --load_partial 1 makes them")
         return model
-    model = RWKV(config_of_start(args, start, config), seed=seed)
+    model = RWKV(config_of_start(args, start, config), seed=seed, **where)
     model.load_state_dict({**model.named_parameters(), **read_checkpoint(start.path)})
     return model
 

@@ -161,13 +161,13 @@ class TrainingEngine:
         rwkv_backward_pass_length where that is less; memory is that of one chunk.
 
         batch: see `targets_of`; or a chunk of a `ChunkedLoader`, which goes on from the state of the chunk before unless
-        "reset_state" is set.  Gradients are cut where chunks begin.  use_mixed_precision: accepted; the CPU computes in
-        float32 and says so.  lr, weight_decay: default: the training configuration's.
+        "reset_state" is set.  Gradients are cut where chunks begin.  use_mixed_precision: accepted; a model of float32 computes
+        in that and says so.  lr, weight_decay: default: the training configuration's.
         Returns the loss before the step (float), 0.0 for a chunk without targets, which is only read.
         Raises ValueError, FloatingPointError as `Trainer.step`.
         """
-        if use_mixed_precision and self.training_config.precision == "fp32":
-            warnings.warn("use_mixed_precision: the CPU trains in float32", stacklevel=2)
+        if use_mixed_precision and self.model.precision == "fp32" and (self.model.device != "cpu" or self.training_config.precision == "fp32"):
+            warnings.warn(f"use_mixed_precision: this model trains in float32 on {self.model.device}", stacklevel=2)
         ids, targets = targets_of(batch)
         goes_on = isinstance(batch, dict) and not batch.get("reset_state", True)
         of_more = isinstance(batch, dict) and not batch.get("last_chunk", True)
@@ -229,7 +229,7 @@ class TrainingEngine:
         if not resume:
             raise ValueError(f"{out} holds a run; go on with it (resume=True), or choose another output_dir")
         if self.optimizer.steps == 0 and not self.optimizer.position:
-            before, own = Trainer.resume(path), self.optimizer._own_rules
+            before, own = Trainer.resume(path, self.model.device, self.model.precision), self.optimizer._own_rules
             if before.model.config.to_dict() != self.model.config.to_dict():
                 raise ValueError(
                     f"{out} holds a run of another model ({before.model.config.summary()}); use its sizes, or another output_dir"

@@ -140,16 +140,17 @@ def convert_to_rwkv(transformer_model, rwkv_layer_indices=None, seed=0):
 
     transformer_model: `rwkvtune.RWKV`, unchanged.  rwkv_layer_indices: default: the even layers.  seed: of the new layers.
     Tensors of the same name and shape are copied, the layer norms of converted layers among them.
-    Returns `rwkvtune.RWKV`.  Raises ValueError (layer numbers).
+    Returns `rwkvtune.RWKV`, where the given one is.  Raises ValueError (layer numbers).
     """
     from .configurator import HybridModelConfigurator
 
     old = transformer_model.config
     configurator = HybridModelConfigurator({"num_layers": old.n_layer})
     configurator.configure_layer_architecture(rwkv_layer_indices)
-    model = RWKV(runnable_config(old, configurator.rwkv_layer_indices), seed=seed)
-    before = transformer_model.named_parameters()
-    for name, view in model.named_parameters().items():
-        if name in before and before[name].shape == view.shape:
-            view[...] = before[name]
+    device = transformer_model.device
+    precision = None if device == "cpu" else transformer_model.precision
+    model = RWKV(runnable_config(old, configurator.rwkv_layer_indices), seed=seed, device=device, precision=precision)
+    before, weights = transformer_model.named_parameters(), model.named_parameters()
+    same = {name: before[name] for name, value in weights.items() if name in before and before[name].shape == value.shape}
+    model.load_state_dict(weights | same)
     return model

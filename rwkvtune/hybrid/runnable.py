@@ -23,10 +23,10 @@ _NEUTRAL = {
     "rwkv_time_shift": (True, "every RWKV layer has its token shift"),
     "use_episodic_memory": (False, "there is no such memory beside the state"),
     "use_working_memory": (False, "there is no such memory beside the state"),
-    "cpu_offload": (False, "the model is on the CPU already"),
-    "rwkv_cpu_offload_ratio": (0.0, "the model is on the CPU already"),
-    "use_offload": (False, "the model is on the CPU already"),
-    "use_cpu_offload": (False, "the model is on the CPU already"),
+    "cpu_offload": (False, "the model, its gradients and its moments lie where it computes"),
+    "rwkv_cpu_offload_ratio": (0.0, "the model, its gradients and its moments lie where it computes"),
+    "use_offload": (False, "the model, its gradients and its moments lie where it computes"),
+    "use_cpu_offload": (False, "the model, its gradients and its moments lie where it computes"),
     "use_sharded_ddp": (False, "training runs in one process"),
     "use_fsdp": (False, "training runs in one process"),
     "compile_model": (False, "the kernels are compiled already"),
@@ -64,7 +64,7 @@ _WITHOUT_EFFECT = {
     "transformer_window_size": "attention sees the whole context", "use_sliding_window": "attention sees the whole context",
     "use_8bit_kv_cache": "keys and values are kept in float32", "use_alibi": "positions are rotary",
     "optimize_for_inference": "call TrainingEngine.prepare_for_inference or RWKVIntegrator.optimize_for_inference",
-    "target_vram_gb": "the model runs on the CPU", "optimize_cuda_kernels": "the model runs on the CPU",
+    "target_vram_gb": "memory follows from the sizes; RWKV.plan tells it", "optimize_cuda_kernels": "there is one set of kernels",
 }  # fmt: skip
 
 

@@ -295,7 +295,7 @@ def test_a_model_of_1_5_billion_weights_trains_in_30_gb():
 
 def unwritten_model(layers, channels, vocab_size):
     model = RWKV.__new__(RWKV)
-    model._build(ModelConfig(n_layer=layers, n_embd=channels, vocab_size=vocab_size), "cuda", "bf16", "cpu")
+    model._build(ModelConfig(model_type="x070", n_layer=layers, n_embd=channels, vocab_size=vocab_size), "cuda", "bf16", "cpu")
     return model
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rwkvtune import RWKV, ModelConfig
+from rwkvtune import RWKV, ModelConfig, info
 from rwkvtune.cli import main, train_plan
 from rwkvtune.cli.train_flags import WITHOUT_EFFECT, add_flags, settle
 
@@ -197,7 +197,7 @@ RWKV_LM = {
     "epoch_begin": 0, "epoch_save": 5, "micro_bsz": 12, "dim_att": 0, "dim_ffn": 0, "lr_init": 6e-4, "lr_final": 1e-5,
     "warmup_steps": -1, "beta1": 0.9, "beta2": 0.99, "adam_eps": 1e-18, "grad_cp": 0, "weight_decay": 0, "grad_clip": 1.0,
     "train_stage": 0, "ds_bucket_mb": 200, "head_chunk": 0, "load_partial": 0, "magic_prime": 0, "my_testing": "x070", "kernel": "",
-    "my_exit_tokens": 0, "accelerator": "gpu", "devices": 1, "num_nodes": 1, "strategy": "auto", "accumulate_grad_batches": 1,
+    "my_exit_tokens": 0, "devices": 1, "num_nodes": 1, "strategy": "auto", "accumulate_grad_batches": 1,
     "enable_progress_bar": True, "train_type": "", "pre_ffn": 0, "head_qk": 0, "tiny_att_dim": 0, "tiny_att_layer": -999, "dropout": 0,
     "weight_decay_final": -1, "my_pile_version": 1, "my_pile_shift": -1, "my_pile_edecay": 0, "layerwise_lr": 1,
     "my_sample_len": 0, "my_ffn_shift": 1, "my_att_shift": 1, "head_size_divisor": 8, "my_pos_emb": 0, "my_qa_mask": 0,
@@ -219,8 +219,9 @@ def test_defaults_of_rwkv_lm():
 
 
 def test_defaults_that_differ():
-    """data_type utf-8 (there refused too), precision of Lightning, and epochs: there overwritten by the magic prime."""
+    """data_type utf-8 (there refused too), accelerator gpu, precision of Lightning, and epochs: there overwritten by the magic prime."""
     args = parsed()
+    assert (args.accelerator, args.device) == ("cpu", "cpu")
     assert (args.data_type, args.precision, args.epoch_steps, args.epoch_count) == ("binidx", "fp32", 0, 0)
     assert (args.n_layer, args.n_embd, args.head_size_a) == (None, None, None)  # 6, 512 and 64, see the next test
     assert parsed("--head_size", "32").head_size_a == parsed("--head_size_a", "32").head_size_a == 32
@@ -231,6 +232,19 @@ def test_default_sizes(capsys, tmp_path):
     train(capsys, "--train_stage", "1", "--vocab_size", "16", "--proj_dir", tmp_path)
     config = RWKV.load(tmp_path / "rwkv-init.pth").config
     assert (config.n_layer, config.n_embd, config.head_size_a, config.dim_ffn, config.vocab_size) == (6, 512, 64, 2048, 16)
+
+
+@pytest.mark.skipif(info()["cuda_devices"] > 0, reason="there is a CUDA device")
+def test_a_device_that_is_not_there(capsys, place, data):
+    """--device insists, RWKV-LM's --accelerator takes what there is."""
+    for more in ([], ["--dry_run"], ["--train_stage", "1"]):
+        err = train(capsys, *small(data, "--device", "cuda", "--accelerator", "cpu", *more), code=2).err
+        assert err == f"rwkvtune train: error: device 'cuda' cannot be used: {info()['cuda_reason']}; device='cpu' works everywhere\n"
+    assert "allowed are" in train(capsys, *small(data, "--device", "gpu"), code=2).err
+    assert not (place / "out").exists()
+    out = train(capsys, *small(data, "--accelerator", "gpu", "--my_exit_tokens", "128"))
+    assert f"--accelerator gpu: {info()['cuda_reason']}; the processor computes\n" in out.err and "fp32 on cpu" in out.out
+    assert parsed("--accelerator", "auto").device == "cpu" and capsys.readouterr().err == ""
 
 
 def test_every_flag_without_effect_is_named_in_one_line(capsys):
@@ -399,10 +413,10 @@ def test_dry_run_of_what_does_not_fit(capsys, monkeypatch, place, data):
     whole = plan_of(train(capsys, *argv).out)
     build = train_plan._unwritten_model
 
-    def no_room(config):
+    def no_room(config, *where):
         if config.n_layer > 3:
             raise MemoryError("no memory for the parameters")
-        return build(config)
+        return build(config, *where)
 
     monkeypatch.setattr(train_plan, "_unwritten_model", no_room)
     plan = plan_of(train(capsys, *argv).out)
@@ -427,7 +441,7 @@ def test_time_of_a_step_is_a_line_through_the_last_two(monkeypatch):
     monkeypatch.setattr(train_plan.time, "perf_counter", lambda: clock[0])
     from rwkvtune import TrainingConfig
 
-    model = argparse.Namespace(config=ModelConfig(model_type="x070", **SIZES))
+    model = argparse.Namespace(config=ModelConfig(model_type="x070", **SIZES), precision="fp32")
     seconds = train_plan.step_seconds(model, TrainingConfig(precision="fp32", micro_bsz=4, accumulate_grad_batches=2), 512)
     assert seconds == pytest.approx(0.25 + 1e-3 * 8 * 512)
     assert clock[0] < 5
