@@ -19,7 +19,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 BANDWIDTH, MATMUL = 4.8e12, 800e12
-TESTS = [f"tests/py/test_{name}.py" for name in ("ops_numpy", "golden_ops", "golden_model", "golden_train", "numerics", "cuda")]
+TESTS = [f"tests/py/test_{name}.py" for name in ("ops_numpy", "golden_ops", "golden_model", "golden_train", "numerics", "cuda", "cuda_half", "cuda_products", "cuda_runs")]
 SANITIZED = "cuda and fwd and (layernorm or shift_lerp or key_prep or out_gate or xent or wkv7 or attention) and equals_reference"
 
 

@@ -220,7 +220,8 @@ class _Batch:
         if row != last:
             self.texts[row], self.samplers[row] = text, sampler
             self.state.put(row, self.state, last)
-            self.logits[row], self.tokens[row] = self.logits[last], self.tokens[last]
+            self.logits.move(row, last)
+            self.tokens[row] = self.tokens[last]
 
 
 class _Run:
@@ -273,7 +274,7 @@ class _Run:
         texts = [text for i in group for text in self.texts[i * self._n : (i + 1) * self._n]]
         at = [order.index(row) for row in row_of for _ in range(self._n)]
         if at != list(range(len(order))):
-            state, logits = state.take(at), logits[at]
+            state, logits = state.take(at), logits.take(at)
         return _Batch(texts, state, logits)
 
     def _read_prompts(self, numbers):
@@ -288,7 +289,7 @@ class _Run:
         known = self._known(bodies, numbers)
         order = sorted(range(len(prompts)), key=lambda i: known[i][0] - len(bodies[i]))
         state = self._joined([known[i][1] for i in order])
-        logits = np.empty((len(prompts), self.model.config.vocab_size), np.float32)
+        logits = self._core.new_logits(len(prompts))
         self._read_bodies([bodies[i][known[i][0] :] for i in order], state, None if last else logits)
         if self._cache is not None:
             state.narrow(len(order))

@@ -53,11 +53,14 @@ def full_device(device):
     kind, colon, index = device.partition(":") if isinstance(device, str) else ("", "", "")
     if kind != "cuda" or colon and not index.isdecimal():
         raise ValueError(f"device is {device!r}; allowed are 'cpu', 'auto', 'cuda' and 'cuda:N'")
-    if not _rwkvcore.info()["cuda_devices"]:
+    devices, number = _rwkvcore.info()["cuda_devices"], int(index or 0)
+    if not devices:
         reason = _rwkvcore.info()["cuda_reason"] or "there is no CUDA device"
         raise DeviceError(f"device {device!r} cannot be used: {reason}; device='cpu' works everywhere")
+    if number >= devices:
+        raise DeviceError(f"device {device!r} does not exist; there are {devices}, from 'cuda:0'")
     load_cublas()
-    return f"cuda:{index or 0}"
+    return f"cuda:{number}"
 
 
 def core_backend(backend, precision, device="cpu"):

@@ -1,8 +1,10 @@
 #include "cuda/device.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include <mutex>
 #include <new>
 
 #include "cuda/blas.h"
@@ -17,6 +19,7 @@ enum { RECORDINGS = 32 }; /* sizes of batches in use at a time; a graph of 12 la
 
 struct RkCuda {
     RkMemory memory; /* first: a pointer to it is a pointer to this */
+    std::recursive_mutex mutex; /* threads make, copy and drop states while another runs the model: never into its recording, nor over the ring */
     int device, tf32;
     bool recording, never_record;
     Recording *recordings;
@@ -27,6 +30,8 @@ struct RkCuda {
     size_t ring_used;
     RkCudaBlas *blas;
 };
+
+typedef std::lock_guard<std::recursive_mutex> Held;
 
 static thread_local RkCuda *bound;
 
@@ -49,6 +54,30 @@ int rk_cuda_device_count(int *count, const char **reason) {
 int rk_cuda_device_memory(int device, size_t *left, size_t *total) {
     if (int rc = rk_cuda_check(cudaSetDevice(device), "choosing the device")) return rc;
     return rk_cuda_check(cudaMemGetInfo(left, total), "asking for the device's memory");
+}
+
+/* The compute capabilities that this build has kernels for, times 100, the oldest first; newer devices compile the PTX of the last. */
+#ifdef __CUDA_ARCH_LIST__
+static const int BUILT_FOR[] = {__CUDA_ARCH_LIST__};
+#else
+static const int BUILT_FOR[] = {800, 900}; /* on the host, which runs any */
+#endif
+
+/* Whether the device runs what was built: of the same generation and not older, or newer than all. */
+static int check_capability(int device) {
+    int major = 0, minor = 0, newest = 0;
+    char list[64] = "";
+    if (int rc = rk_cuda_check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "asking for the device's capability")) return rc;
+    if (int rc = rk_cuda_check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device), "asking for the device's capability")) return rc;
+    for (int built : BUILT_FOR) {
+        if (built / 100 == major && built / 10 % 10 <= minor) return RK_OK;
+        newest = built > newest ? built : newest;
+        size_t n = strlen(list);
+        snprintf(list + n, sizeof list - n, "%s%d.%d", n ? ", " : "", built / 100, built / 10 % 10);
+    }
+    if (major * 100 + minor * 10 >= newest) return RK_OK;
+    return rk_fail(RK_EDEVICE, "device \"cuda:%d\" has compute capability %d.%d, and this build has kernels for %s; build it with RWKVTUNE_CUDA_ARCHS=%d%d, "
+                   "or use device=\"cpu\"", device, major, minor, list, major, minor);
 }
 
 /* ---- the stream of a thread ---- */
@@ -94,12 +123,14 @@ int rk_cuda_time(int (*run)(const void *), const void *args, int n, float *ms) {
 static int enter(const RkCuda *c) { return rk_cuda_check(cudaSetDevice(c->device), "choosing the device"); }
 
 static int cuda_zero(RkMemory *m, void *p, size_t bytes) {
+    Held held(cuda_of(m)->mutex);
     if (int rc = enter(cuda_of(m))) return rc;
     return rk_cuda_check(cudaMemsetAsync(p, 0, bytes, cuda_of(m)->stream), "zeroing memory");
 }
 
 static void *cuda_alloc(RkMemory *m, size_t bytes) {
     void *p = nullptr;
+    Held held(cuda_of(m)->mutex);
     if (cuda_of(m)->recording || cuda_bind(m) || cudaMalloc(&p, bytes ? bytes : 1) != cudaSuccess) return cudaGetLastError(), nullptr;
     if (cuda_zero(m, p, bytes)) return cudaFree(p), nullptr;
     m->held += bytes;
@@ -107,6 +138,7 @@ static void *cuda_alloc(RkMemory *m, size_t bytes) {
 }
 
 static void cuda_release(RkMemory *m, void *p, size_t bytes) {
+    Held held(cuda_of(m)->mutex);
     cudaSetDevice(cuda_of(m)->device);
     m->held -= bytes;
     cudaFree(p); /* waits for what uses it */
@@ -114,6 +146,7 @@ static void cuda_release(RkMemory *m, void *p, size_t bytes) {
 
 static int cuda_copy(RkMemory *m, void *to, const void *from, size_t bytes) {
     if (!bytes) return RK_OK;
+    Held held(cuda_of(m)->mutex);
     if (int rc = enter(cuda_of(m))) return rc;
     return rk_cuda_check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, cuda_of(m)->stream), "copying memory");
 }
@@ -131,6 +164,7 @@ static int wait(RkCuda *c, const char *doing) {
 static int cuda_write(RkMemory *m, void *to, const void *host, size_t bytes) {
     RkCuda *c = cuda_of(m);
     const void *from = host;
+    Held held(c->mutex);
     if (int rc = check_not_recording(c, "writing to the device")) return rc;
     if (int rc = enter(c)) return rc;
     if (bytes <= RING) {
@@ -145,6 +179,7 @@ static int cuda_write(RkMemory *m, void *to, const void *host, size_t bytes) {
 
 static int cuda_read(RkMemory *m, void *host, const void *from, size_t bytes) {
     RkCuda *c = cuda_of(m);
+    Held held(c->mutex);
     if (int rc = check_not_recording(c, "reading from the device")) return rc;
     if (int rc = enter(c)) return rc;
     int rc = rk_cuda_check(cudaMemcpyAsync(host, from, bytes, cudaMemcpyDeviceToHost, c->stream), "reading from the device");
@@ -191,6 +226,7 @@ static void record(RkCuda *c, const RkWorkload *w, Recording *r) {
 /* The first time shows what is wrong, and what libraries keep of a shape; most work comes only once. */
 static int cuda_repeat(RkMemory *m, const RkWorkload *w) {
     RkCuda *c = cuda_of(m);
+    Held held(c->mutex);
     if (c->never_record || w->key_bytes > RK_KEY_MAX) return w->run(w->ctx);
     Recording *r = recording_of(c, w);
     r->last = ++c->clock;
@@ -226,6 +262,7 @@ int rk_cuda_open(int device, int tf32, RkMemory **memory) {
     if (rk_cuda_device_count(&count, &reason) || !count)
         return rk_fail(RK_EDEVICE, "device \"cuda\" cannot be used: %s; device=\"cpu\" works everywhere", reason ? reason : "there is no CUDA device");
     if (device < 0 || device >= count) return rk_fail(RK_EDEVICE, "device \"cuda:%d\" does not exist; there are %d, from cuda:0", device, count);
+    if (int rc = check_capability(device)) return rc;
     RkCuda *c = new (std::nothrow) RkCuda();
     if (!c) return rk_fail(RK_ENOMEM, "no memory for a device");
     c->memory = {cuda_alloc, cuda_release, cuda_copy, cuda_write, cuda_read, cuda_zero, cuda_bind, cuda_repeat, cuda_close, OWN, OWN};

@@ -265,19 +265,25 @@ void rk_sampler_free(RkSampler *s) {
     s->bias = NULL;
 }
 
+float rk_sampler_taken_off(const RkSampler *s, const RkSeen *seen) {
+    return seen->count > 0 ? (float)(s->how.presence_penalty + seen->count * s->how.frequency_penalty) : 0;
+}
+
+double rk_sampler_uniform(const RkSampler *s) { return rk_rng_uniform(rk_rng(s->how.seed, "generate"), (uint64_t)s->drawn); }
+
 static void change_logits(const RkSampler *s, float *logits) {
     float repetition = (float)s->how.repetition_penalty;
     for (size_t i = 0; i < s->n_seen; i++) {
         const RkSeen *seen = &s->seen[i];
         float *z = &logits[seen->token];
         if (repetition != 1) *z = *z > 0 ? *z / repetition : *z * repetition;
-        if (seen->count > 0) *z -= (float)(s->how.presence_penalty + seen->count * s->how.frequency_penalty);
+        *z -= rk_sampler_taken_off(s, seen);
     }
     for (size_t i = 0; i < s->n_bias; i++) logits[s->bias[i].token] += s->bias[i].add;
 }
 
 /* Notes the token drawn; only where something depends on it, because texts may be long. */
-static int note(RkSampler *s, int token) {
+int rk_sampler_note(RkSampler *s, int token) {
     s->drawn++;
     if (s->how.repetition_penalty == 1 && s->how.presence_penalty == 0 && s->how.frequency_penalty == 0) return RK_OK;
     RkSeen *found = NULL;
@@ -293,8 +299,8 @@ static int note(RkSampler *s, int token) {
 
 int rk_sampler_draw(RkSampler *s, float *logits, int *token) {
     change_logits(s, logits);
-    RK_TRY(rk_sample(&s->how, logits, s->V, rk_rng_uniform(rk_rng(s->how.seed, "generate"), (uint64_t)s->drawn), token));
-    return note(s, *token);
+    RK_TRY(rk_sample(&s->how, logits, s->V, rk_sampler_uniform(s), token));
+    return rk_sampler_note(s, *token);
 }
 
 typedef struct DrawAll { RkSampler **s; float *logits; int32_t *tokens; } DrawAll;

@@ -49,7 +49,7 @@ typedef struct RkSampler {
     size_t n_bias;
 } RkSampler;
 
-/* bias: n_bias pairs that are copied, -infinity forbids a token; prompt: the distinct tokens that repetition_penalty applies to
+/* bias: n_bias pairs of distinct tokens that are copied, -infinity forbids a token; prompt: the distinct tokens that repetition_penalty applies to
  * from the beginning. Of an RkSampler of zeros; rk_sampler_free takes back what it holds, also after an error. */
 typedef struct RkSamplerStart {
     const int32_t *bias_token, *prompt;
@@ -62,6 +62,12 @@ void rk_sampler_free(RkSampler *s);
 /* The next token of the sequence; the logits are changed by penalties and bias. A function of the options, of the tokens drawn
  * before, of the logits and of (seed, number of tokens drawn): of nothing that happens to other sequences. */
 int rk_sampler_draw(RkSampler *s, float *logits, int *token);
+
+/* The two halves of it for logits that lie elsewhere. The uniform number and the change of logits of a token seen; and what is noted of a
+ * token drawn. */
+double rk_sampler_uniform(const RkSampler *s);
+float rk_sampler_taken_off(const RkSampler *s, const RkSeen *seen);
+int rk_sampler_note(RkSampler *s, int token);
 
 /* One token for each of n sequences from its row of logits (n, V), in parallel. */
 int rk_sampler_draw_all(RkSampler **s, size_t n, float *logits, int32_t *tokens);

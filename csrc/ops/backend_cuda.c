@@ -52,7 +52,7 @@ BACKWARD(attention, RkAttention)
     BOTH(embed), FORWARD(add), BOTH(layernorm), BOTH(linear), BOTH(lowrank), BOTH(shift_lerp), BOTH(ddlerp), \
     BOTH(value_residual), BOTH(key_prep), BOTH(out_gate), BOTH(norm_gate), BOTH(sigmoid_gate),           \
     BOTH(initial_state), BOTH(wkv5), BOTH(wkv6), BOTH(wkv7), BOTH(relu2), BOTH(gelu), BOTH(rope), BOTH(attention),      \
-    FORWARD(xent), FORWARD(sum), FORWARD(adamw), FORWARD(sumsq), FORWARD(clip)
+    FORWARD(xent), FORWARD(sum), FORWARD(adamw), FORWARD(sumsq), FORWARD(clip), .draw = rk_cuda_draw
 
 static int open_exact(int device, RkMemory **memory) { return rk_cuda_open(device, 0, memory); }
 static int open_tf32(int device, RkMemory **memory) { return rk_cuda_open(device, 1, memory); }

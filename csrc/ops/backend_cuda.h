@@ -13,6 +13,7 @@ RK_OPS(X)
 #undef X
 int rk_cuda_products_fwd(const RkProducts *p);
 int rk_cuda_transpose(RkTensor from, RkTensor to);
+int rk_cuda_draw(const RkDraw *o);
 
 #ifdef __cplusplus
 }

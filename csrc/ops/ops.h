@@ -45,6 +45,7 @@ enum { RK_MAX_MIX = 6 };
 #include "ops/optim/adamw.h"
 #include "ops/optim/clip.h"
 #include "ops/optim/sumsq.h"
+#include "ops/sample/draw.h"
 #include "ops/shift/ddlerp.h"
 #include "ops/shift/shift_lerp.h"
 #include "ops/wkv/initial_state.h"
@@ -99,6 +100,7 @@ typedef struct RkBackend {
 #undef X
     int (*products_fwd)(const RkProducts *); /* NULL: nothing is gained by running them together */
     int (*transpose)(RkTensor from, RkTensor to); /* of matrices; NULL: this backend has no use for RkLinear's wt */
+    int (*draw)(const RkDraw *); /* NULL: the host draws */
 } RkBackend;
 
 /* The forward of each, with the same results as one by one. */

@@ -153,7 +153,7 @@ static int module_exec(PyObject *module) {
 }
 
 #define EACH_OBJECT(X)                                                                                  \
-    X(format_error) X(device_error) X(model) X(state) X(sampler) X(trainer) X(tokenizer) X(integer_tokenizer) \
+    X(format_error) X(device_error) X(model) X(state) X(logits) X(sampler) X(trainer) X(tokenizer) X(integer_tokenizer) \
     X(binidx) X(binidx_writer) X(jsonl_reader)
 
 static int module_traverse(PyObject *module, visitproc visit, void *arg) {

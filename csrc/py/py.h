@@ -15,7 +15,7 @@
 /* Everything the module owns; no globals, so every interpreter has its own. */
 typedef struct RkPyState {
     PyObject *format_error, *device_error; /* rwkvtune.errors */
-    PyTypeObject *model, *state, *sampler, *trainer, *tokenizer, *integer_tokenizer, *binidx, *binidx_writer, *jsonl_reader;
+    PyTypeObject *model, *state, *logits, *sampler, *trainer, *tokenizer, *integer_tokenizer, *binidx, *binidx_writer, *jsonl_reader;
 } RkPyState;
 
 RkPyState *rk_py_state(PyObject *module);

@@ -1,26 +1,132 @@
-/* py_generate.c - what a loop of generation calls: Model.step, Sampler, draw; and sample, one draw by itself. */
+/* py_generate.c - what a loop of generation calls: Model.step, Logits, Sampler, draw; and sample, one draw by itself. */
 #include "py/py_model.h"
 
-#include "model/sample.h"
+#include "model/logits.h"
+
+/* ---- Logits ---- */
+
+typedef struct RkPyLogits {
+    PyObject_HEAD
+    RkLogits logits;
+    RkPyModel *owner;
+} RkPyLogits;
+
+static RkPyLogits *logits_create(PyTypeObject *type, RkPyModel *owner, Py_ssize_t n) {
+    RkPyLogits *self = (RkPyLogits *)type->tp_alloc(type, 0);
+    if (!self) return NULL;
+    self->owner = (RkPyModel *)Py_NewRef((PyObject *)owner);
+    int rc;
+    RK_LOCKED(owner, rc = rk_logits_create(&self->logits, &owner->model, n > INT32_MAX ? 0 : (int)n));
+    if (!rc) return self;
+    Py_DECREF(self);
+    rk_py_raise(rk_py_state_of(type), rc);
+    return NULL;
+}
+
+PyObject *rk_py_model_new_logits(PyObject *op, PyObject *arg) {
+    Py_ssize_t n = PyLong_AsSsize_t(arg);
+    if (n == -1 && PyErr_Occurred()) return NULL;
+    return (PyObject *)logits_create(rk_py_state_of(Py_TYPE(op))->logits, (RkPyModel *)op, n);
+}
+
+static void logits_dealloc(PyObject *op) {
+    RkPyLogits *self = (RkPyLogits *)op;
+    PyTypeObject *type = Py_TYPE(op);
+    if (self->logits.memory) rk_logits_free(&self->logits);
+    Py_XDECREF(self->owner);
+    type->tp_free(op);
+    Py_DECREF(type);
+}
+
+static int copy_row(RkPyLogits *to, Py_ssize_t row, RkPyLogits *from, Py_ssize_t from_row) {
+    if (row < 0 || row >= to->logits.rows.d[0] || from_row < 0 || from_row >= from->logits.rows.d[0])
+        return PyErr_Format(PyExc_ValueError, "there is no row %zd in logits of %d, or no row %zd in logits of %d", row, to->logits.rows.d[0],
+                            from_row, from->logits.rows.d[0]), -1;
+    int rc = rk_logits_copy_row(&to->logits, (int)row, &from->logits, (int)from_row);
+    return rc ? rk_py_raise(rk_py_state_of(Py_TYPE(to)), rc), -1 : 0;
+}
+
+static PyObject *logits_take(PyObject *op, PyObject *arg) {
+    RkPyLogits *self = (RkPyLogits *)op;
+    PyObject *rows = PySequence_Fast(arg, "rows must be a sequence of integers");
+    RkPyLogits *part = rows ? logits_create(Py_TYPE(op), self->owner, PySequence_Fast_GET_SIZE(rows)) : NULL;
+    for (Py_ssize_t i = 0; part && i < PySequence_Fast_GET_SIZE(rows); i++) {
+        Py_ssize_t row = PyLong_AsSsize_t(PySequence_Fast_GET_ITEM(rows, i));
+        if ((row == -1 && PyErr_Occurred()) || copy_row(part, i, self, row) < 0) Py_CLEAR(part);
+    }
+    Py_XDECREF(rows);
+    return (PyObject *)part;
+}
+
+static PyObject *logits_move(PyObject *op, PyObject *args) {
+    Py_ssize_t to, from;
+    if (!PyArg_ParseTuple(args, "nn:move", &to, &from) || copy_row((RkPyLogits *)op, to, (RkPyLogits *)op, from) < 0) return NULL;
+    Py_RETURN_NONE;
+}
+
+static PyObject *logits_numbers(PyObject *op, PyObject *unused) {
+    (void)unused;
+    RkPyLogits *self = (RkPyLogits *)op;
+    PyObject *view = rk_py_view(self->logits.store.memory, self->logits.rows, op, 1);
+    if (!view || !rk_on_host(self->logits.store.memory)) return view;
+    PyObject *copy = PyArray_NewCopy((PyArrayObject *)view, NPY_CORDER);
+    Py_DECREF(view);
+    return copy;
+}
+
+static PyObject *logits_write(PyObject *op, PyObject *value) {
+    RkPyLogits *self = (RkPyLogits *)op;
+    int rc = rk_py_write(self->logits.store.memory, self->logits.rows, value, "logits");
+    if (rc && !PyErr_Occurred()) rk_py_raise(rk_py_state_of(Py_TYPE(op)), rc);
+    if (rc) return NULL;
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef logits_methods[] = {
+    {"take", logits_take, METH_O, "take(rows): copies of these rows, in this order, any of them repeated."},
+    {"move", logits_move, METH_VARARGS, "move(to, row): copies a row over row `to`."},
+    {"numbers", logits_numbers, METH_NOARGS, "A copy as an array (n, V)."},
+    {"write", logits_write, METH_O, "write(array): replaces all numbers."},
+    {NULL, NULL, 0, NULL},
+};
+static PyType_Slot logits_slots[] = {
+    {Py_tp_dealloc, logits_dealloc}, {Py_tp_methods, logits_methods},
+    {Py_tp_doc, "Rows of logits in the memory of a model, from which `draw` draws where they lie; made by Model.new_logits."}, {0, NULL},
+};
+static PyType_Spec logits_spec = {"rwkvtune._rwkvcore.Logits", sizeof(RkPyLogits), 0,
+                                  Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION, logits_slots};
 
 /* ---- reading tokens ---- */
+
+/* Where a step's logits go: nowhere, an array, or Logits of the model; 0, or -1 with an exception. */
+static int step_logits(RkPyModel *self, PyObject *arg, RkForward *f, PyArrayObject **array) {
+    RkPyLogits *there = (RkPyLogits *)arg;
+    *array = NULL;
+    if (arg == Py_None) return 0;
+    f->logits = RK_LOGITS_LAST;
+    if (PyObject_TypeCheck(arg, rk_py_state_of(Py_TYPE(self))->logits)) {
+        if (there->owner != self || there->logits.rows.d[0] < f->B)
+            return PyErr_Format(PyExc_ValueError, "logits must be of this model and have at least %d rows", f->B), -1;
+        f->kept = rk_slice_rows(there->logits.rows, 0, (size_t)f->B);
+        return 0;
+    }
+    *array = (PyArrayObject *)arg;
+    if (!PyArray_Check(arg) || !PyArray_ISCARRAY(*array) || PyArray_TYPE(*array) != NPY_FLOAT32 || PyArray_NDIM(*array) != 2 ||
+        PyArray_DIM(*array, 0) < f->B || PyArray_DIM(*array, 1) != self->model.cfg.V)
+        return PyErr_Format(PyExc_ValueError, "logits must be a writable float32 array of at least %d rows of %d", f->B, self->model.cfg.V), -1;
+    return 0;
+}
 
 static int step_arguments(PyObject *args, RkPyModel *self, RkForward *f, RkPyStateObject **state, PyArrayObject **logits) {
     PyObject *ids_arg, *state_arg, *logits_arg;
     if (!PyArg_ParseTuple(args, "OOO:step", &ids_arg, &state_arg, &logits_arg)) return -1;
     PyArrayObject *ids = rk_py_ids(ids_arg, "ids");
     if (!ids) return -1;
-    *f = (RkForward){.B = (int)PyArray_DIM(ids, 0), .T = (int)PyArray_DIM(ids, 1), .ids = PyArray_DATA(ids)};
+    *f = (RkForward){.B = (int)PyArray_DIM(ids, 0), .T = (int)PyArray_DIM(ids, 1), .ids = PyArray_DATA(ids), .logits = RK_LOGITS_NONE};
     if (!PyObject_TypeCheck(state_arg, rk_py_state_of(Py_TYPE(self))->state) || ((RkPyStateObject *)state_arg)->owner != self)
         return PyErr_SetString(PyExc_ValueError, "state must be a State of this model"), -1;
     *state = (RkPyStateObject *)state_arg;
-    *logits = NULL;
-    if (logits_arg == Py_None) return 0;
-    *logits = (PyArrayObject *)logits_arg;
-    if (!PyArray_Check(logits_arg) || !PyArray_ISCARRAY(*logits) || PyArray_TYPE(*logits) != NPY_FLOAT32 || PyArray_NDIM(*logits) != 2 ||
-        PyArray_DIM(*logits, 0) < f->B || PyArray_DIM(*logits, 1) != self->model.cfg.V)
-        return PyErr_Format(PyExc_ValueError, "logits must be a writable float32 array of at least %d rows of %d", f->B, self->model.cfg.V), -1;
-    return 0;
+    return step_logits(self, logits_arg, f, logits);
 }
 
 static int read_ids(RkModel *m, RkForward *f, RkState *state) {
@@ -39,7 +145,6 @@ PyObject *rk_py_model_step(PyObject *op, PyObject *args) {
     double *wide = logits && self->model.be->dtype == RK_F64 ? PyMem_Malloc(n * sizeof *wide) : NULL; /* ref64, for tests, only */
     if (logits && self->model.be->dtype == RK_F64 && !wide) return PyErr_NoMemory();
     float *out = logits ? PyArray_DATA(logits) : NULL;
-    f.logits = logits ? RK_LOGITS_LAST : RK_LOGITS_NONE;
     f.out = wide ? (void *)wide : out;
     int rc;
     RK_LOCKED(self, rc = read_ids(&self->model, &f, &state->state));
@@ -100,8 +205,17 @@ static void sampler_dealloc(PyObject *op) {
     Py_DECREF(type);
 }
 
+static PyObject *get_uniform(PyObject *op, void *unused) {
+    (void)unused;
+    return PyFloat_FromDouble(rk_sampler_uniform(&((RkPySampler *)op)->sampler));
+}
+
+static PyGetSetDef sampler_getset[] = {
+    {"uniform", get_uniform, NULL, "The number in [0,1) that decides the next draw.", NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
 static PyType_Slot sampler_slots[] = {
-    {Py_tp_new, sampler_new}, {Py_tp_dealloc, sampler_dealloc},
+    {Py_tp_new, sampler_new}, {Py_tp_dealloc, sampler_dealloc}, {Py_tp_getset, sampler_getset},
     {Py_tp_doc, "What drawing the tokens of one sequence depends on."}, {0, NULL},
 };
 static PyType_Spec sampler_spec = {"rwkvtune._rwkvcore.Sampler", sizeof(RkPySampler), 0, Py_TPFLAGS_DEFAULT, sampler_slots};
@@ -123,22 +237,39 @@ static RkSampler **samplers_of(PyObject *samplers, PyTypeObject *type, npy_intp 
     return all;
 }
 
+/* The rows that are drawn from: of an array or of Logits; 0, or -1 with an exception. */
+static int draw_rows(RkPyState *st, PyObject *arg, PyArrayObject *tokens, Py_ssize_t n, npy_intp *V) {
+    int there = PyObject_TypeCheck(arg, st->logits);
+    PyArrayObject *array = (PyArrayObject *)arg;
+    int good = there ? ((RkPyLogits *)arg)->logits.rows.d[0] >= n
+                     : PyArray_Check(arg) && PyArray_ISCARRAY(array) && PyArray_TYPE(array) == NPY_FLOAT32 && PyArray_NDIM(array) == 2 &&
+                           PyArray_DIM(array, 0) >= n;
+    if (!good || !PyArray_ISCARRAY(tokens) || PyArray_TYPE(tokens) != NPY_INT32 || PyArray_SIZE(tokens) < n)
+        return PyErr_Format(PyExc_ValueError, "logits must be float32 (n, V) and tokens int32 (n), both contiguous, with n at least %zd", n), -1;
+    *V = there ? rk_cols(((RkPyLogits *)arg)->logits.rows) : PyArray_DIM(array, 1);
+    return 0;
+}
+
 static PyObject *draw(PyObject *module, PyObject *args) {
     RkPyState *st = rk_py_state(module);
-    PyObject *list;
-    PyArrayObject *logits, *tokens;
-    if (!PyArg_ParseTuple(args, "O!O!O!:draw", &PyList_Type, &list, &PyArray_Type, &logits, &PyArray_Type, &tokens)) return NULL;
+    PyObject *list, *logits;
+    PyArrayObject *tokens;
+    npy_intp V;
+    if (!PyArg_ParseTuple(args, "O!OO!:draw", &PyList_Type, &list, &logits, &PyArray_Type, &tokens)) return NULL;
     Py_ssize_t n = PyList_GET_SIZE(list);
-    if (!PyArray_ISCARRAY(logits) || PyArray_TYPE(logits) != NPY_FLOAT32 || PyArray_NDIM(logits) != 2 || PyArray_DIM(logits, 0) < n ||
-        !PyArray_ISCARRAY(tokens) || PyArray_TYPE(tokens) != NPY_INT32 || PyArray_SIZE(tokens) < n)
-        return PyErr_Format(PyExc_ValueError, "logits must be float32 (n, V) and tokens int32 (n), both contiguous, with n at least %zd", n), NULL;
+    if (draw_rows(st, logits, tokens, n, &V) < 0) return NULL;
     PyObject *samplers = PyList_AsTuple(list); /* holds them while other threads may change the list */
-    RkSampler **all = samplers ? samplers_of(samplers, st->sampler, PyArray_DIM(logits, 1)) : NULL;
+    RkSampler **all = samplers ? samplers_of(samplers, st->sampler, V) : NULL;
     if (!all) return Py_XDECREF(samplers), NULL;
     int rc;
-    Py_BEGIN_ALLOW_THREADS
-    rc = rk_sampler_draw_all(all, (size_t)n, PyArray_DATA(logits), PyArray_DATA(tokens));
-    Py_END_ALLOW_THREADS
+    RkPyLogits *there = (RkPyLogits *)logits;
+    if (PyObject_TypeCheck(logits, st->logits)) {
+        RK_LOCKED(there->owner, rc = rk_logits_draw(&there->logits, all, (size_t)n, PyArray_DATA(tokens)));
+    } else {
+        Py_BEGIN_ALLOW_THREADS
+        rc = rk_sampler_draw_all(all, (size_t)n, PyArray_DATA((PyArrayObject *)logits), PyArray_DATA(tokens));
+        Py_END_ALLOW_THREADS
+    }
     PyMem_Free(all);
     Py_DECREF(samplers);
     if (rc) return rk_py_raise(st, rc);
@@ -170,5 +301,7 @@ int rk_py_add_generate(PyObject *module) {
     RkPyState *st = rk_py_state(module);
     st->sampler = (PyTypeObject *)PyType_FromModuleAndSpec(module, &sampler_spec, NULL);
     if (!st->sampler || PyModule_AddType(module, st->sampler) < 0) return -1;
+    st->logits = (PyTypeObject *)PyType_FromModuleAndSpec(module, &logits_spec, NULL);
+    if (!st->logits || PyModule_AddType(module, st->logits) < 0) return -1;
     return PyModule_AddFunctions(module, functions);
 }

@@ -513,6 +513,7 @@ static PyMethodDef methods[] = {
     {"gradients", model_gradients, METH_NOARGS, "name -> zero-copy view of the gradient."},
     {"zero_gradients", model_zero_gradients, METH_NOARGS, "Sets all gradients to zero."},
     {"new_state", model_new_state, METH_O, "The state before the first token."},
+    {"new_logits", rk_py_model_new_logits, METH_O, "Room for n rows of logits in the model's memory."},
     {"state_from", model_state_from, METH_VARARGS, "A state that holds `past` tokens from (layer, name, array) rows; missing rows are zeros."},
     {"forward", KEYWORDS(model_forward), "(logits, state) of ids."},
     {"loss", KEYWORDS(model_loss), "(sum, count, state) of the cross-entropy."},

@@ -65,5 +65,6 @@ RkTensor *rk_py_weights(PyObject *dict, const RkConfig *cfg, RkPyState *st);
 int rk_py_add_state(PyObject *module);
 int rk_py_add_generate(PyObject *module);
 PyObject *rk_py_model_step(PyObject *model, PyObject *args);
+PyObject *rk_py_model_new_logits(PyObject *model, PyObject *n);
 
 #endif

@@ -27,7 +27,7 @@ std::map<char *, Allocation> allocations; /* by the address the caller has */
 constexpr int DEVICES = 2;
 thread_local int captures, current_device; /* captures are of the mode in which only their own thread may not allocate and wait */
 struct Counts { long allocations, waits, launches, captures, replays; } counts;
-int refuse_launches, refuse_captures;
+int refuse_launches, refuse_captures, capability = 90;
 thread_local std::string failure;
 thread_local cudaError_t last;
 
@@ -121,7 +121,7 @@ cudaError_t cudaSetDevice(int device) {
 }
 cudaError_t cudaGetDevice(int *device) { *device = current_device; return cudaSuccess; }
 cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr which, int) {
-    *value = which == cudaDevAttrMultiProcessorCount ? 4 : which == cudaDevAttrMaxSharedMemoryPerBlockOptin ? 227 << 10 : which == cudaDevAttrComputeCapabilityMajor ? 9 : 0;
+    *value = which == cudaDevAttrMultiProcessorCount ? 4 : which == cudaDevAttrMaxSharedMemoryPerBlockOptin ? 227 << 10 : which == cudaDevAttrComputeCapabilityMajor ? capability / 10 : which == cudaDevAttrComputeCapabilityMinor ? capability % 10 : 0;
     return cudaSuccess;
 }
 cudaError_t cudaDeviceSynchronize() { return check_guards(); }
@@ -208,3 +208,6 @@ extern "C" __attribute__((visibility("default"))) void cuda_host_refuse(int laun
     refuse_launches = launches;
     refuse_captures = ends_of_captures;
 }
+
+/* For tests: the compute capability of the devices, times 10. */
+extern "C" __attribute__((visibility("default"))) void cuda_host_capability(int times_ten) { capability = times_ten; }

@@ -6,6 +6,7 @@ import ctypes
 
 import numpy as np
 import pytest
+import test_sampling
 from helpers import CUDA, assert_same_bits, assert_within, core, small_model, some_ids
 
 from rwkvtune import RWKV, DeviceError, ModelConfig, Trainer, TrainingConfig
@@ -25,6 +26,27 @@ def test_without_a_device_the_reason_is_told():
 def test_a_device_has_one_of_few_names(device):
     with pytest.raises(ValueError, match="allowed are"):
         small_model(device=device)
+
+
+@pytest.mark.skipif(not CUDA, reason="no CUDA device")
+def test_a_device_that_does_not_exist_is_refused():
+    with pytest.raises(DeviceError, match="'cuda:99999999999' does not exist; there are"):
+        small_model(device="cuda:99999999999")
+
+
+@pytest.mark.skipif(not CUDA or not hasattr(ctypes.CDLL(core.__file__), "cuda_host_capability"), reason="a device has the capability that it has")
+@pytest.mark.parametrize("capability, fits", [(75, False), (80, True), (86, True), (90, True), (100, True)])
+def test_a_device_needs_kernels_of_its_generation(capability, fits):
+    host = ctypes.CDLL(core.__file__)
+    host.cuda_host_capability(capability)
+    try:
+        if fits:
+            small_model(device="cuda", precision="fp32")
+        else:
+            with pytest.raises(DeviceError, match="has compute capability 7.5, and this build has kernels for 8.0, 9.0; build it with RWKVTUNE_CUDA_ARCHS=75"):
+                small_model(device="cuda", precision="fp32")
+    finally:
+        host.cuda_host_capability(90)
 
 
 def trained(device, precision, version="x070", steps=3, **config):
@@ -301,6 +323,96 @@ def unwritten_model(layers, channels, vocab_size):
 
 def test_no_device_is_held_by_a_model_on_the_cpu():
     assert small_model()._core.held_on_device() == 0
+
+
+# ---- drawing tokens -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def drawing():
+    """A model on the device with as many tokens as the rows of test_sampling."""
+    from test_sampling import V
+
+    return small_model(device="cuda", precision="fp32", n_layer=1, vocab_size=V)._core
+
+
+def drawn_there(core_model, rows, samplers):
+    logits, tokens = core_model.new_logits(len(rows)), np.zeros((len(rows), 1), np.int32)
+    logits.write(np.ascontiguousarray(rows))
+    core.draw(samplers, logits, tokens)
+    return tokens[:, 0].tolist(), logits
+
+
+@on_a_device
+@pytest.mark.parametrize("options", test_sampling.OPTIONS, ids=str)
+def test_draws_there_are_those_of_float64(drawing, options):
+    """As the test of the same name in test_sampling, which explains the slack."""
+    how = dict(temperature=1.0, top_p=1.0, top_k=0, min_p=0.0, typical_p=1.0) | options
+    compared = 0
+    for kind in test_sampling.ROWS:
+        rows = np.stack([test_sampling.row_of(kind, seed) for seed in range(3) for _ in range(4)])
+        samplers = [core.Sampler(rows.shape[1], **how, seed=seed) for seed in range(len(rows))]
+        uniforms = [sampler.uniform for sampler in samplers]
+        got, _ = drawn_there(drawing, rows, samplers)
+        for k in range(len(rows)):
+            sums, slack = test_sampling.sums_and_slack(rows[k], how)
+            if np.abs(sums - uniforms[k]).min() >= slack:
+                compared += 1
+                assert got[k] == np.searchsorted(sums, uniforms[k], side="right"), (kind, k)
+    assert compared > 30
+
+
+@on_a_device
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_penalties_and_biases_change_logits_as_on_the_cpu(drawing, temperature):
+    V = test_sampling.V
+    rows = np.stack([test_sampling.row_of("peaked", seed) for seed in range(3)])
+    how = dict(temperature=float(temperature), repetition_penalty=1.3, presence_penalty=0.4, frequency_penalty=0.7, penalty_decay=0.9)
+    prompts = [np.argsort(-row)[1:20:3].astype(np.int32) for row in rows]
+    bias = dict(bias_tokens=np.array([3, 7, 11], np.int32), bias=np.array([2.5, -np.inf, -1], np.float32))
+    there, here = ([core.Sampler(V, **how, **bias, seed=k, prompt=prompts[k]) for k in range(3)] for _ in range(2))
+    for step in range(12):
+        changed, tokens = rows.copy(), np.zeros((3, 1), np.int32)
+        core.draw(here, changed, tokens)
+        got, logits = drawn_there(drawing, rows, there)
+        assert got == tokens[:, 0].tolist(), step
+        assert np.array_equal(logits.numbers(), changed)
+
+
+@on_a_device
+def test_equal_logits_at_an_edge_leave_the_lowest_ids(drawing):
+    V = test_sampling.V
+    row = np.zeros(V, np.float32)
+    row[[5, 40, 100, V - 1]] = 1, 1, 2, 1
+    got = {k: set() for k in (1, 2, 3, 4)}
+    for k, found in got.items():
+        tokens, _ = drawn_there(drawing, np.tile(row, (16, 1)), [core.Sampler(V, top_k=k, temperature=50.0, seed=seed) for seed in range(16)])
+        found.update(tokens)
+    assert got == {1: {100}, 2: {100, 5}, 3: {100, 5, 40}, 4: {100, 5, 40, V - 1}}
+
+
+@on_a_device
+@pytest.mark.parametrize("number, says", [(np.nan, "token 4 is not a number"), (np.inf, "largest logit is inf"), (-np.inf, "infinite|-inf")])
+def test_rows_from_which_nothing_can_be_drawn_are_refused(drawing, number, says):
+    V = test_sampling.V
+    rows = np.zeros((2, V), np.float32)
+    if number < 0:
+        rows[1] = number
+    else:
+        rows[1, 4] = number
+    with pytest.raises(ValueError, match=says):
+        drawn_there(drawing, rows, [core.Sampler(V), core.Sampler(V)])
+
+
+@on_the_host
+def test_a_token_waits_once_and_allocates_nothing():
+    model, found = small_model(precision="bf16", device="cuda"), []
+    pieces = model.generate([1, 2, 3], max_new_tokens=8, stream=True, presence_penalty=0.3, repetition_penalty=1.1)
+    for _ in pieces:
+        found.append(counts())
+    for before, after in zip(found[2:], found[3:]):  # the first two tokens are read by launches, and recorded
+        spent = {name: after[name] - before[name] for name in after}
+        assert spent["allocations"] == 0 and spent["waits"] == 1 and spent["replays"] == 1
 
 
 @on_a_device
