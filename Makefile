@@ -65,7 +65,7 @@ ctest: $(CTESTS)
 ifneq ($(filter x86_64 amd64,$(shell uname -m)),)
 $(BUILD)/csrc/kernels/isa_avx2.o: TIER := -mavx2 -mfma -mf16c
 $(BUILD)/csrc/kernels/isa_avx512.o: TIER := -mavx512f -mavx512vl -mavx512bw -mavx512dq -mfma -mf16c -mavx2
-$(BUILD)/csrc/kernels/isa_avx512vnni.o: TIER := -mavx512f -mavx512vl -mavx512bw -mavx512dq -mavx512vnni -mfma -mf16c -mavx2
+$(addprefix $(BUILD)/csrc/kernels/,isa_avx512vnni.o isa_amx.o): TIER := -mavx512f -mavx512vl -mavx512bw -mavx512dq -mavx512vnni -mfma -mf16c -mavx2
 endif
 
 $(BUILD)/%.o: %.c Makefile | $(VENV)/.ready

@@ -32,7 +32,7 @@ FLAGS = ("-std=c11 -D_GNU_SOURCE -O3 -g0 -ffp-contract=fast -fno-math-errno -fno
 TIER_FLAGS = {  # kernels/isa_<tier>.c, on x86-64; each file is empty on the other architectures
     "isa_avx2": "-mavx2 -mfma -mf16c".split(),
     "isa_avx512": "-mavx512f -mavx512vl -mavx512bw -mavx512dq -mfma -mf16c -mavx2".split(),
-    "isa_avx512vnni": "-mavx512f -mavx512vl -mavx512bw -mavx512dq -mavx512vnni -mfma -mf16c -mavx2".split(),
+    **dict.fromkeys(("isa_avx512vnni", "isa_amx"), "-mavx512f -mavx512vl -mavx512bw -mavx512dq -mavx512vnni -mfma -mf16c -mavx2".split()),
 }
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer", "-g"]
 NVCC_FLAGS = ("-O3 -std=c++17 -cudart=static -Werror all-warnings "

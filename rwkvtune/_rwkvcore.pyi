@@ -34,7 +34,7 @@ def convert_weight(weight: tuple[str, np.ndarray], format: str, out: np.ndarray 
     "int8" and "int4": uint8 (rows, bytes of a row), see csrc/base/quant.h.  ValueError: numbers too large, or not finite in int8 and int4."""
 
 def select_isa(name: str) -> str:
-    """Switches the cpu backend to another instruction set ("scalar", "avx2", "avx512", "avx512vnni", "neon") if this machine has it; returns the one in use."""
+    """Switches the cpu backend to another instruction set ("scalar", "avx2", "avx512", "avx512vnni", "amx", "neon") if this machine has it; returns the one in use."""
 
 # ---- model ------------------------------------------------------------------------------------------------------
 

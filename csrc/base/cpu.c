@@ -6,14 +6,16 @@
 
 #ifdef __linux__
 #include <sched.h>
+#include <sys/syscall.h>
 #endif
 
 #ifdef __x86_64__
 #include <cpuid.h>
 
 /* The system sets these bits of XCR0 when it saves the registers on a task switch: 1-2 the XMM and YMM registers,
- * 5-7 the mask registers and both halves of ZMM. Without them the instructions fault although cpuid lists them. */
-enum { XCR0_YMM = 0x06, XCR0_ZMM = 0xe6 };
+ * 5-7 the mask registers and both halves of ZMM., 17-18 the configuration
+ * and data of tiles. Without them the instructions fault although cpuid lists them. */
+enum { XCR0_YMM = 0x06, XCR0_ZMM = 0xe6, XCR0_TILES = 0x60000 };
 
 static unsigned read_xcr0(void) {
     unsigned low, high;
@@ -21,7 +23,18 @@ static unsigned read_xcr0(void) {
     return low;
 }
 
+/* The 8 KiB of tiles are saved only for a process that has asked for them; it may ask again, and threads it has already are included. */
+static int tiles_granted(void) {
+#ifdef __linux__
+    enum { REQUEST_PERMISSION = 0x1023, TILE_DATA = 18 };
+    return !syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA);
+#else
+    return 0;
+#endif
+}
+
 RkCpu rk_cpu_features(void) {
+    enum { AMX_BF16 = 1 << 22, AMX_TILE = 1 << 24 }; /* of register d; older compilers have no names for them */
     RkCpu cpu = {0};
     unsigned a, b, c, d;
     const unsigned need1 = bit_OSXSAVE | bit_AVX | bit_FMA | bit_F16C;
@@ -32,6 +45,7 @@ RkCpu rk_cpu_features(void) {
     cpu.avx2 = (b & bit_AVX2) && (xcr0 & XCR0_YMM) == XCR0_YMM;
     cpu.avx512 = cpu.avx2 && (b & need7) == need7 && (xcr0 & XCR0_ZMM) == XCR0_ZMM;
     cpu.avx512vnni = cpu.avx512 && (c & bit_AVX512VNNI);
+    cpu.amx = cpu.avx512vnni && (d & AMX_BF16) && (d & AMX_TILE) && (xcr0 & XCR0_TILES) == XCR0_TILES && tiles_granted();
     return cpu;
 }
 

@@ -11,12 +11,12 @@ RkKernels rk_k;
 
 extern const RkKernels rk_kernels_scalar;
 #if defined __x86_64__
-extern const RkKernels rk_kernels_avx2, rk_kernels_avx512, rk_kernels_avx512vnni;
+extern const RkKernels rk_kernels_avx2, rk_kernels_avx512, rk_kernels_avx512vnni, rk_kernels_amx;
 #elif defined __aarch64__
 extern const RkKernels rk_kernels_neon;
 #endif
 
-enum { MAX_TIERS = 4 };
+enum { MAX_TIERS = 5 };
 typedef struct Tier { const RkKernels *kernels; int usable; } Tier;
 
 /* Best first; returns how many. */
@@ -24,6 +24,9 @@ static int tiers_list(Tier out[MAX_TIERS]) {
     int n = 0;
     RkCpu cpu = rk_cpu_features();
     (void)cpu;
+#if defined RK_HAVE_AMX
+    out[n++] = (Tier){&rk_kernels_amx, cpu.amx};
+#endif
 #if defined __x86_64__
     out[n++] = (Tier){&rk_kernels_avx512vnni, cpu.avx512vnni};
     out[n++] = (Tier){&rk_kernels_avx512, cpu.avx512};
@@ -44,7 +47,7 @@ int rk_kernels_select(const char *isa) {
         rk_k = *tiers[i].kernels;
         return RK_OK;
     }
-    return rk_fail(RK_EINVAL, "instruction set '%s' is not in this build; it has scalar, avx2, avx512, avx512vnni (x86-64) or scalar, neon (AArch64)",
+    return rk_fail(RK_EINVAL, "instruction set '%s' is not in this build; it has scalar, avx2, avx512, avx512vnni, amx (x86-64) or scalar, neon (AArch64)",
                    isa);
 }
 

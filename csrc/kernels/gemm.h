@@ -3,13 +3,17 @@
  * C (M,N) = op(A) op(B) + (accumulate ? C : 0), row-major, op = transpose or not. B may hold weights of another format: the
  * result is that of B turned into float32 first, bit by bit, at little more cost.
  * How K is cut depends on K alone and every element of C is summed in order within a cut, so its bits depend neither on the
- * number of threads nor on M and N. */
+ * number of threads nor on M and N.
+ * Where the processor multiplies tiles of bf16, float32 products are made of those, at the same accuracy (gemm_tiles_simd.h); what an
+ * element has below 2^-126 may then be lost. */
 #ifndef RK_KERNELS_GEMM_H
 #define RK_KERNELS_GEMM_H
 
+#include "kernels/kernels.h"
+
 enum {
-    RK_GEMM_SLICE = 256, RK_GEMM_PACKED = 1 << 20, /* steps of K, and elements of A packed at a time, at most */
-    RK_GEMM_CALL_SCRATCH = RK_GEMM_PACKED * 4, RK_GEMM_TASK_SCRATCH = RK_GEMM_SLICE * 64 * 4 /* at most */
+    RK_GEMM_PACKED = 1 << 20, /* elements of A packed at a time, at most */
+    RK_GEMM_CALL_SCRATCH = RK_GEMM_PACKED * 6, RK_GEMM_TASK_SCRATCH = RK_GEMM_SLICE * 32 * (6 + 4) /* bytes, at most */
 };
 
 typedef struct RkGemm {

@@ -7,7 +7,11 @@
 #include "kernels/elementwise_simd.h"
 #include "kernels/gate_simd.h"
 #include "kernels/gelu_simd.h"
+#if defined RK_ISA_AMX || defined RK_TILES_IN_C
+#include "kernels/gemm_tiles_simd.h"
+#else
 #include "kernels/gemm_simd.h"
+#endif
 #include "kernels/loss_simd.h"
 #include "kernels/quant_simd.h"
 #include "kernels/matvec_simd.h"
@@ -20,5 +24,4 @@
 #include "kernels/wkv7_simd.h"
 
 #define X(result, name, arguments) .name = k_##name,
-#define RK_KERNELS_TABLE(tier) const RkKernels rk_kernels_##tier = {.isa = #tier, .lanes = RK_LANES, .gemm_rows = RK_GEMM_ROWS, \
-    .gemm_columns = RK_GEMM_VECTORS * RK_LANES, RK_KERNELS(X)}
+#define RK_KERNELS_TABLE(tier) const RkKernels rk_kernels_##tier = {.isa = #tier, .lanes = RK_LANES, .gemm = GEMM_LAYOUT, RK_KERNELS(X)}

@@ -9,6 +9,13 @@
 #include <stddef.h>
 #include <stdint.h>
 
+/* AMX instructions need nothing but an assembler as old as this header. */
+#if defined __x86_64__ && defined __has_include
+#if __has_include(<amxbf16intrin.h>)
+#define RK_HAVE_AMX
+#endif
+#endif
+
 enum { RK_COLUMN_STEP = 16, RK_COLUMNS_MAX = 256 /* of one call that owns columns */, RK_FEW_ROWS = 16 };
 
 typedef struct RkValueResidualRows {
@@ -167,17 +174,18 @@ typedef struct RkAdamWRange {
 
 /* Lines of an operand of a matrix product, a slice of K steps long: element k of line i is src[i * stride + k] (along_k) or
  * src[k * stride + i]. */
+enum { RK_GEMM_SLICE = 384, RK_GEMM_PARTS = 3 /* bf16 numbers whose sum a float32 is */ };
 typedef struct RkGemmPack {
     const float *src;
     size_t stride, lines, K, width; /* width: lines of the panel to write */
-    int along_k;
+    int along_k, left, parts;       /* left: of A; parts: of which every element can be made, for tiers that do so */
 } RkGemmPack;
 
 typedef struct RkGemmBlock {
-    const float *a, *b; /* packed panels */
-    float *c;           /* (rows, cols) at distance ldc; add: added to */
+    const void *a, *b; /* packed panels */
+    float *c;          /* (rows, cols) at distance ldc; add: added to */
     size_t K, rows, cols, ldc;
-    int add;
+    int add, parts;    /* parts: of B */
     const char *next; /* what to fetch from memory meanwhile: so many pieces of so many bytes at a distance of `next_stride` */
     size_t next_pieces, next_bytes, next_stride;
 } RkGemmBlock;
@@ -242,7 +250,7 @@ static inline size_t rk_gemm_panel_rows(size_t rows, size_t most, size_t panel) 
     /* elements [lo, hi) of a row of K weights of any format; of a quantised one in whole blocks */         \
     X(void, row_to_f32, (int dtype, const void *row, size_t K, size_t lo, size_t hi, float *out))           \
     /* lines [i, i + n) into one panel, zeros from n to its width */                                        \
-    X(void, gemm_pack, (const RkGemmPack *a, size_t i, size_t n, float *out))                               \
+    X(void, gemm_pack, (const RkGemmPack *a, size_t i, size_t n, void *panel))                              \
     X(void, gemm_block, (const RkGemmBlock *a))                                                             \
     X(double, xent_row, (float *z, size_t n, const RkXentRow *a))                                           \
     X(size_t, sample_top, (const float *z, size_t n))                                                       \
@@ -251,9 +259,19 @@ static inline size_t rk_gemm_panel_rows(size_t rows, size_t most, size_t panel) 
     X(void, adamw_asleep, (const RkAdamWRange *a, size_t lo, size_t hi))                                    \
     X(double, sumsq, (const float *x, size_t n))
 
+/* Of the matrix products of a tier. */
+typedef struct RkGemmLayout {
+    size_t rows, columns;                    /* of a block of C whose sums are in registers */
+    size_t row_unit, column_unit, step_unit; /* to which panels of A and B, and the steps of k of both, are filled up */
+    size_t slice;                            /* steps of a panel, at most RK_GEMM_SLICE */
+    size_t task_panels;                      /* of B, at most but where tasks would be tiny */
+    size_t element_bytes;                    /* of a packed panel, per element */
+} RkGemmLayout;
+
 typedef struct RkKernels {
-    const char *isa; /* "scalar", "avx2", "avx512", "avx512vnni" or "neon" */
-    int lanes, gemm_rows, gemm_columns; /* of a vector; of a tile of a matrix product */
+    const char *isa;     /* "scalar", "avx2", "avx512", "avx512vnni", "amx" or "neon" */
+    int lanes;           /* of a vector */
+    RkGemmLayout gemm;
 #define X(result, name, arguments) result(*name) arguments;
     RK_KERNELS(X)
 #undef X

@@ -67,7 +67,8 @@ static PyObject *select_isa(PyObject *module, PyObject *arg) {
 static PyObject *isa_available(void) {
     RkCpu cpu = rk_cpu_features();
     PyObject *list = Py_BuildValue("[s]", "scalar");
-    const struct { int have; const char *name; } rows[] = {{cpu.avx2, "avx2"}, {cpu.avx512, "avx512"}, {cpu.avx512vnni, "avx512vnni"}, {cpu.neon, "neon"}};
+    const struct { int have; const char *name; } rows[] = {{cpu.avx2, "avx2"}, {cpu.avx512, "avx512"}, {cpu.avx512vnni, "avx512vnni"},
+                                                      {cpu.amx, "amx"}, {cpu.neon, "neon"}};
     for (size_t i = 0; list && i < sizeof rows / sizeof *rows; i++) {
         PyObject *name = rows[i].have ? PyUnicode_FromString(rows[i].name) : NULL;
         if (name && PyList_Append(list, name) < 0) Py_CLEAR(list);

@@ -221,6 +221,8 @@ static void test_cpu(void) {
     __builtin_cpu_init(); /* the compiler's own probe, written independently */
     CHECK(cpu.avx2 == (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")));
     CHECK(cpu.avx512vnni == (cpu.avx512 && __builtin_cpu_supports("avx512vnni")));
+    CHECK(!cpu.amx || cpu.avx512vnni);
+    CHECK(cpu.amx == rk_cpu_features().amx); /* asking the system again changes nothing */
     CHECK(cpu.avx512 == (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
                          __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq")));
 #endif

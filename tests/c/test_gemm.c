@@ -1,8 +1,9 @@
-/* test_gemm.c - matrix products on every instruction set this machine has, against sums in float64.
+/* test_gemm.c - matrix products on every instruction set this machine has, and in tiles on any machine, against sums in float64.
  *
  * Operands end where their memory ends and lie off their natural alignment; what lies between their rows, and C before the call
  * unless it is added to, is NaN. Then:
- *   - every element is within the bound of a float32 sum of K products in any order: (K + 2) 2^-24 sum |a b|;
+ *   - every element is within the bound of a float32 sum of K products in any order: (K + 2) 2^-24 sum |a b|, in tiles with
+ *     2 x 2^-24 more for the products of small parts, left out or rounded (gemm_tiles_simd.h);
  *   - weights of other formats give the bits of the same weights in float32;
  *   - C's padding is untouched; 1, 2 and 3 threads give the same bits; so does any part of the rows and columns alone. */
 #include <math.h>
@@ -19,7 +20,17 @@
 #include "kernels/kernels.h"
 #include "tests/c/test.h"
 
+#define RK_ISA_SCALAR
+#define RK_TILES_IN_C
+#include "kernels/isa_all.h"
+
+static RK_KERNELS_TABLE(tiles_in_c);
+
 enum { PAD = 3, OFFSET = 1 };
+
+static int in_tiles(void) { return rk_k.gemm.step_unit > 1; }
+
+static double bound(int K, double size) { return (K + (in_tiles() ? 4 : 2)) * 0x1p-24 * size; }
 
 /* rows x cols numbers at distance cols + PAD; the last row has no padding behind it. free(p - OFFSET) */
 static float *matrix(int rows, int cols, const char *name) {
@@ -43,7 +54,7 @@ static int product_is_right(const RkGemm *g, const float *before) {
                 sum += a * b;
                 size += fabs(a * b);
             }
-            right &= fabs(got - sum) <= (g->K + 2) * 0x1p-24 * size;
+            right &= fabs(got - sum) <= bound(g->K, size);
         }
     return right;
 }
@@ -95,7 +106,7 @@ static void test_case(int M, int N, int K, int variant) {
 }
 
 static void test_shapes(void) {
-    const int R = rk_k.gemm_rows, W = rk_k.gemm_columns, V = rk_k.lanes, slice = RK_GEMM_SLICE;
+    const int R = (int)rk_k.gemm.rows, W = (int)rk_k.gemm.columns, V = (int)rk_k.gemm.column_unit, slice = (int)rk_k.gemm.slice;
     const int rows[] = {1, R - 1, R, R + 1, 2 * R + 3}, cols[] = {1, V, V + 1, W - 1, W, W + 1, 2 * W + 5};
     const int steps[] = {0, 1, V - 1, V, 2 * V + 1, slice + 1};
     int variant = 0; /* each shape in two of the eight ways, all of them in turn */
@@ -107,8 +118,8 @@ static void test_shapes(void) {
     /* several parts and slices, tasks of panels, chunks of rows and of K */
     const int large[][3] = {{1030, W + 3, 40}, {2049, 5, 17}, {600, 3 * W, 2 * slice + 5}, {40, 31 * W + 2, 33}, {3, 5, 3 * slice + 1},
                             {4200, 3, slice + 1}, {511, 2, 9 * slice - 4}};
-    for (size_t i = 0; i < sizeof large / sizeof *large; i++)
-        for (int way = 0; way < 8; way++) test_case(large[i][0], large[i][1], large[i][2], way);
+    for (size_t i = 0; i < sizeof large / sizeof *large; i++) /* tiles in plain C are slow */
+        for (int way = 0; way < 8; way += rk_k.gemm_block == rk_kernels_tiles_in_c.gemm_block ? 5 : 1) test_case(large[i][0], large[i][1], large[i][2], way);
 }
 
 /* rows x cols weights of a format, from random bytes: values of all sizes and signs, scales that are finite. */
@@ -146,7 +157,7 @@ static void test_format(int dtype, int M, int N, int K, int trans_b) {
 
 static void test_formats(void) {
     static const int dtypes[] = {RK_BF16, RK_F16, RK_Q8, RK_Q4}, blocks[] = {1, 2, 9, 17};
-    const int W = rk_k.gemm_columns, cols[] = {1, W - 1, W + 3, 5 * W};
+    const int W = (int)rk_k.gemm.columns, cols[] = {1, W - 1, W + 3, 5 * W};
     for (size_t d = 0; d < 4; d++)
         for (size_t j = 0; j < 4; j++) {
             for (size_t k = 0; k < 4; k++) test_format(dtypes[d], 7, cols[j], blocks[k] * RK_QUANT_BLOCK, 1);
@@ -154,28 +165,135 @@ static void test_formats(void) {
         }
 }
 
-/* A panel of any width is written whole and nothing behind it: another task's panel may be there already. */
+/* ---- panels ---- */
+
+static float bf16_of(const float *pairs, size_t pair, int second) {
+    uint32_t bits = rk_bits_of(pairs[pair]);
+    return rk_float_of(second ? bits & 0xffff0000u : bits << 16);
+}
+
+/* Element k of line i. */
+static float packed(const RkGemmPack *p, const float *panel, size_t i, size_t k) {
+    if (!in_tiles()) return panel[k * p->width + i];
+    size_t pair = k % TILE, line = i % TILE, at = p->left ? line * TILE + pair : pair * TILE + line;
+    const float *tile = panel + k / TILE_STEPS * (size_t)p->parts * p->width * TILE + i / TILE * TILE_FLOATS;
+    float sum = 0;
+    for (int part = p->parts; part-- > 0;) sum += bf16_of(tile + (size_t)part * p->width * TILE, at, k % TILE_STEPS >= TILE);
+    return sum;
+}
+
+/* Every element exactly, zeros to the end of the last unit, and nothing behind it: another task's panel may be there already. */
+static void test_panel(RkGemmPack p, size_t lines) {
+    enum { BEHIND = 80, MOST = (2 * TILE_STEPS) * 64 * 2 };
+    static float out[MOST + BEHIND];
+    size_t K = in_tiles() ? (p.K + TILE_STEPS - 1) / TILE_STEPS * TILE_STEPS : p.K, size = K * p.width * rk_k.gemm.element_bytes / sizeof *out;
+    memset(out, 0xff, sizeof out);
+    rk_k.gemm_pack(&p, 1, lines, out);
+    int right = 1, untouched = 1;
+    for (size_t k = 0; k < K; k++)
+        for (size_t i = 0; i < p.width; i++) {
+            float want = i >= lines || k >= p.K ? 0 : p.along_k ? p.src[(i + 1) * p.stride + k] : p.src[k * p.stride + i + 1];
+            right &= packed(&p, out, i, k) == want;
+        }
+    for (size_t i = 0; i < BEHIND; i++) untouched &= isnan(out[size + i]) != 0;
+    if (!CHECK(right && untouched))
+        printf("    %s: panel of %zu lines, %zu of them, %zu steps, along k: %d, left: %d\n", rk_k.isa, p.width, lines, p.K, p.along_k, p.left);
+}
+
 static void test_panels(void) {
-    enum { STEPS = 40, LINES = 70, BEHIND = 80 };
-    static float src[LINES * LINES], out[STEPS * LINES + BEHIND];
-    for (int i = 0; i < LINES * LINES; i++) src[i] = (float)(i + 1);
-    for (int width = 1; width <= rk_k.gemm_columns; width++)
-        for (int K = 1; K <= STEPS; K++)
-            for (int along_k = 0; along_k < 2; along_k++) {
-                RkGemmPack p = {.src = src, .stride = LINES, .lines = LINES, .K = (size_t)K, .width = (size_t)width, .along_k = along_k};
-                memset(out, 0xff, sizeof out);
-                rk_k.gemm_pack(&p, 1, (size_t)width, out);
-                int right = 1, untouched = 1;
-                for (int k = 0; k < K; k++)
-                    for (int i = 0; i < width; i++) right &= out[k * width + i] == (along_k ? src[(i + 1) * LINES + k] : src[k * LINES + i + 1]);
-                for (int i = 0; i < BEHIND; i++) untouched &= isnan(out[K * width + i]) != 0;
-                if (!CHECK(right && untouched)) printf("    %s: panel of %d lines, %d steps, along k: %d\n", rk_k.isa, width, K, along_k);
+    enum { STEPS = 40, LINES = 70 };
+    static float src[LINES * LINES];
+    for (int i = 0; i < LINES * LINES; i++) src[i] = (float)rk_rng_normal(rk_rng(3, "src"), (uint64_t)i);
+    for (size_t lines = 1; lines <= rk_k.gemm.columns; lines++)
+        for (size_t K = 1; K <= STEPS; K++)
+            for (int way = 0; way < 4; way++) {
+                size_t width = in_tiles() ? (lines + TILE - 1) / TILE * TILE : lines;
+                test_panel((RkGemmPack){.src = src, .stride = LINES, .lines = LINES, .K = K, .width = width, .along_k = way & 1, .left = way >> 1,
+                                        .parts = RK_GEMM_PARTS}, lines);
             }
 }
 
+/* ---- numbers at the ends of the range ---- */
+
+enum { ROWS = 20, COLS = 36, STEPS = 50 };
+
+static void multiply(const float *A, const float *B, float *C) {
+    rk_set_num_threads(1);
+    CHECK(rk_gemm(&(RkGemm){.M = ROWS, .N = COLS, .K = STEPS, .A = A, .lda = STEPS, .B = B, .ldb = COLS, .C = C, .ldc = COLS}) == RK_OK);
+}
+
+/* One number of A, or of B, that is not finite: so are its row, or column, of C and nothing else. */
+static void test_not_finite(void) {
+    static float A[ROWS * STEPS], B[STEPS * COLS], C[ROWS * COLS];
+    const float bad[] = {INFINITY, -INFINITY, NAN, rk_float_of(0x7fffffff), rk_float_of(0x7f800001)};
+    for (size_t i = 0; i < ROWS * STEPS; i++) A[i] = (float)rk_rng_normal(rk_rng(3, "a"), i);
+    for (size_t i = 0; i < STEPS * COLS; i++) B[i] = (float)rk_rng_normal(rk_rng(3, "b"), i);
+    for (size_t n = 0; n < sizeof bad / sizeof *bad; n++)
+        for (int in_b = 0; in_b < 2; in_b++) {
+            float *at = in_b ? &B[37 * COLS + 19] : &A[11 * STEPS + 37], before = *at;
+            *at = bad[n];
+            multiply(A, B, C);
+            *at = before;
+            int right = 1;
+            for (int i = 0; i < ROWS; i++)
+                for (int j = 0; j < COLS; j++) right &= isfinite(C[i * COLS + j]) == !(in_b ? j == 19 : i == 11);
+            if (!CHECK(right)) printf("    %s: %g in %s\n", rk_k.isa, bad[n], in_b ? "B" : "A");
+        }
+}
+
+/* The largest numbers stay finite; of small ones what lies below 2^-126 may be lost: of each element, in two parts and times the other
+ * factor; of each of six products; of each sum of a step. */
+static void test_range(void) {
+    static float A[ROWS * STEPS], B[STEPS * COLS], C[ROWS * COLS];
+    const struct { float size; double lost; } ranges[] = {{0x1.fffffep127f, 0}, {0x1.fep127f, 0}, {0x1.0p-120f, 0x1p-126}, {0x1.0p-126f, 0x1p-126}};
+    for (size_t n = 0; n < sizeof ranges / sizeof *ranges; n++) {
+        for (size_t i = 0; i < ROWS * STEPS; i++) A[i] = ranges[n].size * (ranges[n].lost > 0 ? (float)rk_rng_normal(rk_rng(3, "a"), i) : i % 7 ? 0 : i % 2 ? 1 : -1);
+        for (size_t i = 0; i < STEPS * COLS; i++) B[i] = (float)rk_rng_normal(rk_rng(3, "b"), i) / (ranges[n].lost > 0 ? 1 : 100);
+        multiply(A, B, C);
+        int right = 1;
+        for (int i = 0; i < ROWS; i++)
+            for (int j = 0; j < COLS; j++) {
+                double sum = 0, size = 0, lost = 0;
+                for (int k = 0; k < STEPS; k++) {
+                    double b = B[k * COLS + j], ab = A[i * STEPS + k] * b;
+                    sum += ab, size += fabs(ab), lost += ranges[n].lost * (2 * fabs(b) + 7);
+                }
+                right &= fabs(C[i * COLS + j] - sum) <= bound(STEPS, size) + lost;
+            }
+        if (!CHECK(right)) printf("    %s: numbers of %g\n", rk_k.isa, ranges[n].size);
+    }
+}
+
+/* The instructions sum in the order written down in plain C. */
+static void test_tiles_in_c(void) {
+    enum { M = 37, N = 50, K = 100 };
+    static float C[2][M * N];
+    float *A = matrix(M, K, "a"), *B = matrix(N, K, "b");
+    RkGemm g = {.M = M, .N = N, .K = K, .A = A, .lda = K + PAD, .B = B, .ldb = K + PAD, .trans_b = 1, .ldc = N};
+    for (int in_c = 0; in_c < 2; in_c++) {
+        if (in_c) rk_k = rk_kernels_tiles_in_c;
+        else if (rk_kernels_select("amx") != RK_OK) break;
+        g.C = C[in_c];
+        CHECK(rk_gemm(&g) == RK_OK);
+    }
+    CHECK(!memcmp(C[0], C[1], sizeof *C) || rk_kernels_select("amx") != RK_OK);
+    free(A - OFFSET), free(B - OFFSET);
+}
+
+static void test_tier(void) {
+    test_shapes();
+    test_formats();
+    test_panels();
+    test_not_finite();
+    test_range();
+}
+
 int main(void) {
-    static const char *const tiers[] = {"scalar", "avx2", "avx512", "avx512vnni", "neon"};
+    static const char *const tiers[] = {"scalar", "avx2", "avx512", "avx512vnni", "amx", "neon"};
     for (size_t i = 0; i < sizeof tiers / sizeof *tiers; i++)
-        if (rk_kernels_select(tiers[i]) == RK_OK) test_shapes(), test_formats(), test_panels();
+        if (rk_kernels_select(tiers[i]) == RK_OK) test_tier();
+    rk_k = rk_kernels_tiles_in_c;
+    test_tier();
+    test_tiles_in_c();
     return test_summary();
 }

@@ -214,7 +214,7 @@ static void compare_alias(const Case *c, const Alias *with, const Result *separa
     free_result(c, &r);
 }
 
-static const char *const ISAS[] = {"scalar", "avx2", "avx512", "avx512vnni", "neon"};
+static const char *const ISAS[] = {"scalar", "avx2", "avx512", "avx512vnni", "amx", "neon"};
 
 static void test_case(Case *c) {
     rk_set_num_threads(1);
