@@ -118,8 +118,7 @@ typedef struct RkWkv7Head {
 enum { RK_WKV_TOKENS = 16 /* between two checkpoints */, RK_LANES_MAX = 16, RK_WKV6_ROW_MAX = 64 };
 static inline size_t rk_wkv7_fwd_scratch(size_t N) { return (RK_WKV_TOKENS + 2) * (N + RK_LANES_MAX); }
 static inline size_t rk_wkv7_bwd_scratch(size_t N) {
-    return (RK_WKV_TOKENS - 1) * (N + 1) * N + (7 * RK_WKV_TOKENS + 1) * (N + RK_LANES_MAX) +
-           RK_WKV_TOKENS * RK_LANES_MAX * RK_LANES_MAX;
+    return N * N + (11 * RK_WKV_TOKENS + 8) * (N + RK_LANES_MAX) + (RK_WKV_TOKENS + RK_WKV_TOKENS / 4) * RK_LANES_MAX * RK_LANES_MAX;
 }
 
 /* The same for ops/wkv/wkv6.h. */

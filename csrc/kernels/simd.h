@@ -8,6 +8,8 @@
  *   vec_sum, vec_max_lane            over the lanes
  *   vec_sum_rows                     RK_LANES rows of RK_LANES floats -> the vector of their sums: as many horizontal sums at once
  *                                    for the price of about two
+ *   vec_fold_store                   four sums over lanes, added up as far as RK_FOLDED floats hold them, stored or added to what is there
+ *   vec_unfold                       RK_LANES rows of these -> the vectors of the four sums
  *   vec_transpose                    the columns of RK_LANES rows of RK_LANES floats that lie `stride` apart
  *   vec_pow2, vec_ldexp              2^n for n in [-126, 127], and a 2^n for any n; n is given as n + RK_ROUND
  *   vec_sum64_*                      a sum of squares in float64
@@ -31,6 +33,7 @@
 #include "base/tensor.h"
 
 #define SIMD static inline __attribute__((always_inline, unused))
+#define NOINLINE __attribute__((noinline))
 
 enum { LINE = 16 }; /* floats of a cache line */
 
@@ -47,6 +50,17 @@ enum { LINE = 16 }; /* floats of a cache line */
 #else
 #include "kernels/simd_scalar.h"
 #endif
+
+enum { RK_FOLDED = RK_LANES < 4 ? 4 : RK_LANES };
+SIMD void vec_fold_store(float *to, const Vec sums[4], int add) {
+#if RK_LANES == 1
+    for (int q = 0; q < 4; q++) to[q] = sums[q] + (add ? to[q] : 0);
+#else
+    Vec folded = vec_fold4(sums[0], sums[1], sums[2], sums[3]);
+    if (add) folded = folded + vec_load(to);
+    vec_store(to, folded);
+#endif
+}
 
 /* Calls BODY(context, i, n) for i = lo, lo + RK_LANES, ...; n = RK_LANES but for a shorter last piece. The body is written
  * once and inlined twice: with n constant its partial loads and stores become whole ones. */

@@ -53,13 +53,21 @@ SIMD float vec_max_lane(Vec v) {
 /* Within each 128 bits: {sum of a's four, of b's, of c's, of d's} of that part. A blend where one will do: it runs beside the
  * shuffles, which are the scarce ones. */
 SIMD Vec vec_fold2(Vec a, Vec b) { return _mm256_shuffle_ps(a, b, 0x4e) + _mm256_blend_ps(a, b, 0xcc); }
-SIMD Vec vec_fold4(const float *p) {
-    Vec ab = vec_fold2(vec_load(p), vec_load(p + 8)), cd = vec_fold2(vec_load(p + 16), vec_load(p + 24));
+SIMD Vec vec_fold4(Vec a, Vec b, Vec c, Vec d) {
+    Vec ab = vec_fold2(a, b), cd = vec_fold2(c, d);
     return _mm256_shuffle_ps(ab, cd, 0x88) + _mm256_shuffle_ps(ab, cd, 0xdd);
 }
-SIMD Vec vec_sum_rows(const float *rows) {
-    Vec low = vec_fold4(rows), high = vec_fold4(rows + 32);
-    return _mm256_permute2f128_ps(low, high, 0x21) + _mm256_blend_ps(low, high, 0xf0);
+SIMD Vec vec_fold4_rows(const float *p) { return vec_fold4(vec_load(p), vec_load(p + 8), vec_load(p + 16), vec_load(p + 24)); }
+/* {p0+p1, q0+q1} in parts of 128 bits. */
+SIMD Vec vec_fold_parts(Vec p, Vec q) { return _mm256_permute2f128_ps(p, q, 0x21) + _mm256_blend_ps(p, q, 0xf0); }
+SIMD Vec vec_sum_rows(const float *rows) { return vec_fold_parts(vec_fold4_rows(rows), vec_fold4_rows(rows + 32)); }
+SIMD void vec_unfold(const float *rows, Vec sums[4]) {
+    Vec two[4]; /* the sums of rows k and k + 4 in parts of 128 bits */
+    for (int k = 0; k < 4; k++) two[k] = vec_fold_parts(vec_load(rows + k * 8), vec_load(rows + (k + 4) * 8));
+    Vec ab = _mm256_unpacklo_ps(two[0], two[1]), AB = _mm256_unpacklo_ps(two[2], two[3]);
+    Vec cd = _mm256_unpackhi_ps(two[0], two[1]), CD = _mm256_unpackhi_ps(two[2], two[3]);
+    sums[0] = _mm256_shuffle_ps(ab, AB, 0x44), sums[1] = _mm256_shuffle_ps(ab, AB, 0xee);
+    sums[2] = _mm256_shuffle_ps(cd, CD, 0x44), sums[3] = _mm256_shuffle_ps(cd, CD, 0xee);
 }
 
 SIMD void vec_transpose(const float *rows, size_t stride, Vec *columns) {

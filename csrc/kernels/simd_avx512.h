@@ -41,16 +41,29 @@ SIMD float vec_max_lane(Vec v) { return _mm512_reduce_max_ps(v); }
 /* Within each 128 bits: {sum of a's four, of b's, of c's, of d's} of that part. A blend where one will do: it runs beside the
  * shuffles, which are the scarce ones. */
 SIMD Vec vec_fold2(Vec a, Vec b) { return _mm512_shuffle_ps(a, b, 0x4e) + _mm512_mask_blend_ps(0xcccc, a, b); }
-SIMD Vec vec_fold4(const float *p) {
-    Vec ab = vec_fold2(vec_load(p), vec_load(p + 16)), cd = vec_fold2(vec_load(p + 32), vec_load(p + 48));
+SIMD Vec vec_fold4(Vec a, Vec b, Vec c, Vec d) {
+    Vec ab = vec_fold2(a, b), cd = vec_fold2(c, d);
     return _mm512_shuffle_ps(ab, cd, 0x88) + _mm512_shuffle_ps(ab, cd, 0xdd);
 }
+SIMD Vec vec_fold4_rows(const float *p) { return vec_fold4(vec_load(p), vec_load(p + 16), vec_load(p + 32), vec_load(p + 48)); }
 /* {p0+p2, p1+p3, q0+q2, q1+q3} in parts of 128 bits. */
 SIMD Vec vec_fold_parts(Vec p, Vec q) { return _mm512_shuffle_f32x4(p, q, 0x4e) + _mm512_mask_blend_ps(0xff00, p, q); }
 SIMD Vec vec_sum_rows(const float *rows) {
-    Vec low = vec_fold_parts(vec_fold4(rows), vec_fold4(rows + 64));
-    Vec high = vec_fold_parts(vec_fold4(rows + 128), vec_fold4(rows + 192));
+    Vec low = vec_fold_parts(vec_fold4_rows(rows), vec_fold4_rows(rows + 64));
+    Vec high = vec_fold_parts(vec_fold4_rows(rows + 128), vec_fold4_rows(rows + 192));
     return _mm512_shuffle_f32x4(low, high, 0x88) + _mm512_shuffle_f32x4(low, high, 0xdd);
+}
+SIMD void vec_unfold(const float *rows, Vec sums[4]) {
+    Vec four[4]; /* the sums of rows k, k + 4, k + 8, k + 12 in parts of 128 bits */
+    for (int k = 0; k < 4; k++) {
+        Vec low = vec_fold_parts(vec_load(rows + k * 16), vec_load(rows + (k + 4) * 16));
+        Vec high = vec_fold_parts(vec_load(rows + (k + 8) * 16), vec_load(rows + (k + 12) * 16));
+        four[k] = _mm512_shuffle_f32x4(low, high, 0x88) + _mm512_shuffle_f32x4(low, high, 0xdd);
+    }
+    Vec ab = _mm512_unpacklo_ps(four[0], four[1]), AB = _mm512_unpacklo_ps(four[2], four[3]);
+    Vec cd = _mm512_unpackhi_ps(four[0], four[1]), CD = _mm512_unpackhi_ps(four[2], four[3]);
+    sums[0] = _mm512_shuffle_ps(ab, AB, 0x44), sums[1] = _mm512_shuffle_ps(ab, AB, 0xee);
+    sums[2] = _mm512_shuffle_ps(cd, CD, 0x44), sums[3] = _mm512_shuffle_ps(cd, CD, 0xee);
 }
 
 SIMD void vec_transpose(const float *rows, size_t stride, Vec *columns) {

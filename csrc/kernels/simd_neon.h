@@ -44,9 +44,8 @@ SIMD Vec vec_abs(Vec a) { return vabsq_f32(a); }
 SIMD Vec vec_copy_sign(Vec size, Vec sign) { return vbslq_f32(vdupq_n_u32(0x80000000u), sign, size); }
 SIMD float vec_sum(Vec v) { return vaddvq_f32(v); }
 SIMD float vec_max_lane(Vec v) { return vmaxvq_f32(v); }
-SIMD Vec vec_sum_rows(const float *rows) {
-    return vpaddq_f32(vpaddq_f32(vec_load(rows), vec_load(rows + 4)), vpaddq_f32(vec_load(rows + 8), vec_load(rows + 12)));
-}
+SIMD Vec vec_fold4(Vec a, Vec b, Vec c, Vec d) { return vpaddq_f32(vpaddq_f32(a, b), vpaddq_f32(c, d)); }
+SIMD Vec vec_sum_rows(const float *rows) { return vec_fold4(vec_load(rows), vec_load(rows + 4), vec_load(rows + 8), vec_load(rows + 12)); }
 
 SIMD void vec_transpose(const float *rows, size_t stride, Vec *columns) {
     Vec a = vec_load(rows), b = vec_load(rows + stride), c = vec_load(rows + 2 * stride), d = vec_load(rows + 3 * stride);
@@ -55,6 +54,7 @@ SIMD void vec_transpose(const float *rows, size_t stride, Vec *columns) {
     columns[0] = vreinterpretq_f32_f64(vtrn1q_f64(ab, cd)), columns[1] = vreinterpretq_f32_f64(vtrn1q_f64(AB, CD));
     columns[2] = vreinterpretq_f32_f64(vtrn2q_f64(ab, cd)), columns[3] = vreinterpretq_f32_f64(vtrn2q_f64(AB, CD));
 }
+SIMD void vec_unfold(const float *rows, Vec sums[4]) { vec_transpose(rows, 4, sums); }
 
 SIMD Vec vec_pow2(Vec shifted) {
     return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vreinterpretq_s32_f32(shifted), vdupq_n_s32(127)), 23));

@@ -30,6 +30,7 @@ SIMD Vec vec_copy_sign(Vec size, Vec sign) { return __builtin_copysignf(size, si
 SIMD float vec_sum(Vec v) { return v; }
 SIMD float vec_max_lane(Vec v) { return v; }
 SIMD Vec vec_sum_rows(const float *rows) { return *rows; }
+SIMD void vec_unfold(const float *rows, Vec sums[4]) { memcpy(sums, rows, 4 * sizeof *sums); }
 SIMD void vec_transpose(const float *rows, size_t stride, Vec *columns) {
     (void)stride;
     *columns = *rows;
