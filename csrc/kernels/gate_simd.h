@@ -1,13 +1,6 @@
 /* gate_simd.h - RWKV-7's key preparation and output gate, RWKV-5's and 6's output gate, head by head; formulas in ops/gate/. */
 
-/* The backwards own heads and walk all rows, so they meet short pieces far apart that the processor does not foresee: they ask
- * for the piece PIECES_AHEAD rows on. */
-enum { PIECES_AHEAD = 2 };
-
-SIMD void prefetch_pieces(const float *const *tensors, size_t count, size_t at, size_t n) {
-    for (size_t k = 0; k < count; k++)
-        for (size_t i = 0; i < n; i += LINE) __builtin_prefetch(tensors[k] + at + i);
-}
+/* The backwards add their parameters' gradients up over the rows they are given. */
 
 /* ---- key preparation ---- */
 
@@ -68,20 +61,17 @@ SIMD void key_prep_bwd_at(const KeyPrepHead *h, size_t i, size_t n) {
     vec_store_part(h->a.dk0 + at, n, vec_fma(dk, vec_set(1) - rest * k_a, dq * k_k));
 }
 
-static void k_key_prep_bwd(const RkKeyPrepRows *a, size_t head_lo, size_t head_hi) {
+static void k_key_prep_bwd(const RkKeyPrepRows *a, size_t row_lo, size_t row_hi) {
     KeyPrepHead h = {.a = *a};
-    const float *const tensors[] = {a->k0, a->a, a->dk, a->dalpha, a->dbeta, a->dk0, a->da};
-    for (size_t row = 0; row < h.a.R; row++)
-        for (size_t head = head_lo; head < head_hi; head++) {
-            int tiny;
-            h.at = (row * h.a.H + head) * h.a.N, h.head = head * h.a.N;
-            if (row + PIECES_AHEAD < h.a.R) prefetch_pieces(tensors, 7, h.at + PIECES_AHEAD * h.a.H * h.a.N, h.a.N);
-            h.inverse = vec_set(key_inverse_norm(&h, &tiny));
-            h.dot = vec_set(0);
-            SWEEP(key_dot_at, &h, 0, h.a.N);
-            h.dot = vec_set(tiny ? 0 : vec_sum(h.dot));
-            SWEEP(key_prep_bwd_at, &h, 0, h.a.N);
-        }
+    for (size_t rh = row_lo * a->H; rh < row_hi * a->H; rh++) {
+        int tiny;
+        h.at = rh * h.a.N, h.head = rh % h.a.H * h.a.N;
+        h.inverse = vec_set(key_inverse_norm(&h, &tiny));
+        h.dot = vec_set(0);
+        SWEEP(key_dot_at, &h, 0, h.a.N);
+        h.dot = vec_set(tiny ? 0 : vec_sum(h.dot));
+        SWEEP(key_prep_bwd_at, &h, 0, h.a.N);
+    }
 }
 
 /* ---- output gate ---- */
@@ -154,22 +144,19 @@ SIMD void out_gate_bwd_at(const OutGateHead *h, size_t i, size_t n) {
     vec_store_part(h->a.dk + at, n, r * r_k);
     vec_store_part(h->a.dr_k + head, n, vec_fma(r, k, vec_load_part(h->a.dr_k + head, n)));
 }
-static void k_out_gate_bwd(const RkOutGateRows *a, size_t head_lo, size_t head_hi) {
+static void k_out_gate_bwd(const RkOutGateRows *a, size_t row_lo, size_t row_hi) {
     OutGateHead h = {.a = *a};
-    const float *const tensors[] = {a->y, a->r, a->k, a->v, a->g, a->do_, a->dy, a->dr, a->dk, a->dv, a->dg};
-    for (size_t row = 0; row < h.a.R; row++)
-        for (size_t head = head_lo; head < head_hi; head++) {
-            float N = (float)h.a.N;
-            h.at = (row * h.a.H + head) * h.a.N, h.head = head * h.a.N;
-            if (row + PIECES_AHEAD < h.a.R) prefetch_pieces(tensors, 11, h.at + PIECES_AHEAD * h.a.H * h.a.N, h.a.N);
-            out_gate_statistics(&h);
-            h.dbonus = h.mean_t = h.mean_tx = vec_set(0);
-            SWEEP(out_gate_sums_at, &h, 0, h.a.N);
-            h.dbonus = vec_set(vec_sum(h.dbonus));
-            h.mean_t = vec_set(vec_sum(h.mean_t) / N);
-            h.mean_tx = vec_set(vec_sum(h.mean_tx) / N);
-            SWEEP(out_gate_bwd_at, &h, 0, h.a.N);
-        }
+    float N = (float)a->N;
+    for (size_t rh = row_lo * a->H; rh < row_hi * a->H; rh++) {
+        h.at = rh * h.a.N, h.head = rh % h.a.H * h.a.N;
+        out_gate_statistics(&h);
+        h.dbonus = h.mean_t = h.mean_tx = vec_set(0);
+        SWEEP(out_gate_sums_at, &h, 0, h.a.N);
+        h.dbonus = vec_set(vec_sum(h.dbonus));
+        h.mean_t = vec_set(vec_sum(h.mean_t) / N);
+        h.mean_tx = vec_set(vec_sum(h.mean_tx) / N);
+        SWEEP(out_gate_bwd_at, &h, 0, h.a.N);
+    }
 }
 
 /* ---- output gate of RWKV-5 and 6 ---- */
@@ -217,19 +204,16 @@ SIMD void norm_gate_bwd_at(const NormGateHead *h, size_t i, size_t n) {
     Vec xhat = (vec_load_part(h->a.y + h->at + i, n) - h->mean) * h->inverse, t = vec_load_part(h->a.dy + h->at + i, n);
     vec_store_part(h->a.dy + h->at + i, n, h->inverse * (t - h->mean_t - xhat * h->mean_tx));
 }
-static void k_norm_gate_bwd(const RkNormGateRows *a, size_t head_lo, size_t head_hi) {
+static void k_norm_gate_bwd(const RkNormGateRows *a, size_t row_lo, size_t row_hi) {
     NormGateHead h = {.a = *a};
-    const float *const tensors[] = {a->y, a->g, a->do_, a->dy, a->dg};
-    for (size_t row = 0; row < h.a.R; row++)
-        for (size_t head = head_lo; head < head_hi; head++) {
-            float N = (float)h.a.N;
-            h.at = (row * h.a.H + head) * h.a.N, h.head = head * h.a.N;
-            if (row + PIECES_AHEAD < h.a.R) prefetch_pieces(tensors, 5, h.at + PIECES_AHEAD * h.a.H * h.a.N, h.a.N);
-            norm_gate_statistics(&h);
-            h.mean_t = h.mean_tx = vec_set(0);
-            SWEEP(norm_gate_sums_at, &h, 0, h.a.N);
-            h.mean_t = vec_set(vec_sum(h.mean_t) / N);
-            h.mean_tx = vec_set(vec_sum(h.mean_tx) / N);
-            SWEEP(norm_gate_bwd_at, &h, 0, h.a.N);
-        }
+    float N = (float)a->N;
+    for (size_t rh = row_lo * a->H; rh < row_hi * a->H; rh++) {
+        h.at = rh * h.a.N, h.head = rh % h.a.H * h.a.N;
+        norm_gate_statistics(&h);
+        h.mean_t = h.mean_tx = vec_set(0);
+        SWEEP(norm_gate_sums_at, &h, 0, h.a.N);
+        h.mean_t = vec_set(vec_sum(h.mean_t) / N);
+        h.mean_tx = vec_set(vec_sum(h.mean_tx) / N);
+        SWEEP(norm_gate_bwd_at, &h, 0, h.a.N);
+    }
 }

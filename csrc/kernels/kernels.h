@@ -66,7 +66,7 @@ typedef struct RkShiftLerpRow {
 typedef struct RkShiftLerpGrad {
     const float *x, *prev, *dlast; /* (B,T,C), (B,C) or NULL, (B,C) or NULL */
     const float *mu[6], *dy[6];
-    float *dx, *dprev, *dmu[6]; /* (B,T,C), (B,C) or NULL, (C) */
+    float *dx, *dprev, *dmu[6], *carry; /* (B,T,C), (B,C) or NULL, (C), (C) for the kernel */
     size_t B, T, C;
     int n, keep;
 } RkShiftLerpGrad;
@@ -221,22 +221,21 @@ static inline size_t rk_gemm_panel_rows(size_t rows, size_t most, size_t panel) 
     /* dst[c] += sum over R rows of src[r * C + c], for columns [lo, hi) */                                 \
     X(void, column_sums, (const float *src, float *dst, size_t R, size_t C, size_t lo, size_t hi))          \
     X(void, layernorm_fwd, (const RkLayerNormRows *a, size_t row_lo, size_t row_hi))                        \
-    X(void, layernorm_bwd_rows, (const RkLayerNormRows *a, size_t row_lo, size_t row_hi))                   \
-    X(void, layernorm_bwd_columns, (const RkLayerNormRows *a, size_t lo, size_t hi))                        \
+    X(void, layernorm_bwd, (const RkLayerNormRows *a, size_t row_lo, size_t row_hi))                        \
     /* output columns [lo, hi) of y */                                                                      \
     X(void, rows_times_transposed, (const RkRowsTimesTransposed *a, size_t lo, size_t hi))                  \
     X(void, quantise_rows, (const float *x, size_t rows, size_t K, int dtype /* of w */, void *xq))         \
     X(void, rows_times_matrix, (const RkRowsTimesMatrix *a, size_t lo, size_t hi))                          \
     X(void, shift_lerp_fwd, (const RkShiftLerpRow *a))                                                      \
-    X(void, shift_lerp_bwd, (const RkShiftLerpGrad *a, size_t lo, size_t hi))                               \
+    X(void, shift_lerp_bwd, (const RkShiftLerpGrad *a, size_t row_lo, size_t row_hi))                       \
     X(void, ddlerp_fwd, (const RkShiftLerpRow *a)) /* y holds the dynamic part of the coefficients */      \
     X(void, ddlerp_bwd, (const RkDdlerpGrad *a))                                                            \
     X(void, key_prep_fwd, (const RkKeyPrepRows *a, size_t row_lo, size_t row_hi))                           \
-    X(void, key_prep_bwd, (const RkKeyPrepRows *a, size_t head_lo, size_t head_hi))                         \
+    X(void, key_prep_bwd, (const RkKeyPrepRows *a, size_t row_lo, size_t row_hi))                           \
     X(void, out_gate_fwd, (const RkOutGateRows *a, size_t row_lo, size_t row_hi))                           \
-    X(void, out_gate_bwd, (const RkOutGateRows *a, size_t head_lo, size_t head_hi))                         \
+    X(void, out_gate_bwd, (const RkOutGateRows *a, size_t row_lo, size_t row_hi))                           \
     X(void, norm_gate_fwd, (const RkNormGateRows *a, size_t row_lo, size_t row_hi))                         \
-    X(void, norm_gate_bwd, (const RkNormGateRows *a, size_t head_lo, size_t head_hi))                       \
+    X(void, norm_gate_bwd, (const RkNormGateRows *a, size_t row_lo, size_t row_hi))                         \
     X(void, wkv6_fwd, (const RkWkv6Head *a))                                                                \
     X(void, wkv6_bwd, (const RkWkv6Head *a))                                                                \
     X(void, wkv7_fwd, (const RkWkv7Head *a))                                                                \

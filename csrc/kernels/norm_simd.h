@@ -31,40 +31,21 @@ SIMD void layernorm_means_at(LayerNormRow *r, size_t i, size_t n) {
 }
 SIMD void layernorm_dx_at(const LayerNormRow *r, size_t i, size_t n) {
     Vec xhat = (vec_load_part(r->a->x + r->at + i, n) - r->mean) * r->inverse;
-    Vec t = vec_load_part(r->a->dy + r->at + i, n) * vec_load_part(r->a->w + i, n);
+    Vec dy = vec_load_part(r->a->dy + r->at + i, n), t = dy * vec_load_part(r->a->w + i, n);
     Vec rest = r->a->dres ? vec_load_part(r->a->dres + r->at + i, n) : vec_set(0);
+    vec_store_part(r->a->dw + i, n, vec_fma(dy, xhat, vec_load_part(r->a->dw + i, n)));
+    vec_store_part(r->a->db + i, n, vec_load_part(r->a->db + i, n) + dy);
     vec_store_part(r->a->dx + r->at + i, n, vec_fma(r->inverse, t - r->mean_t - xhat * r->mean_tx, rest));
 }
 
-static void k_layernorm_bwd_rows(const RkLayerNormRows *a, size_t row_lo, size_t row_hi) {
+/* Adds dw and db up over the rows it is given. */
+static void k_layernorm_bwd(const RkLayerNormRows *a, size_t row_lo, size_t row_hi) {
     for (size_t row = row_lo; row < row_hi; row++) {
         LayerNormRow r = {a, row * a->C, vec_set(a->stats[2 * row]), vec_set(a->stats[2 * row + 1]), vec_set(0), vec_set(0)};
         SWEEP(layernorm_means_at, &r, 0, a->C);
         r.mean_t = vec_set(vec_sum(r.mean_t) / (float)a->C);
         r.mean_tx = vec_set(vec_sum(r.mean_tx) / (float)a->C);
         SWEEP(layernorm_dx_at, &r, 0, a->C);
-    }
-}
-
-typedef struct RowBlock { const RkLayerNormRows *a; size_t row, rows; } RowBlock;
-
-SIMD void layernorm_sums_at(const RowBlock *b, size_t i, size_t n) {
-    Vec dw = vec_set(0), db = vec_set(0);
-    for (size_t row = b->row; row < b->row + b->rows; row++) {
-        const float *stats = b->a->stats + 2 * row;
-        Vec dy = vec_load_part(b->a->dy + row * b->a->C + i, n);
-        Vec xhat = (vec_load_part(b->a->x + row * b->a->C + i, n) - vec_set(stats[0])) * vec_set(stats[1]);
-        dw = vec_fma(dy, xhat, dw);
-        db = db + dy;
-    }
-    vec_store_part(b->a->dw + i, n, vec_load_part(b->a->dw + i, n) + dw);
-    vec_store_part(b->a->db + i, n, vec_load_part(b->a->db + i, n) + db);
-}
-
-static void k_layernorm_bwd_columns(const RkLayerNormRows *a, size_t lo, size_t hi) {
-    for (size_t row = 0; row < a->R; row += SUM_ROWS) {
-        RowBlock b = {a, row, a->R - row < SUM_ROWS ? a->R - row : SUM_ROWS};
-        SWEEP(layernorm_sums_at, &b, lo, hi);
     }
 }
 

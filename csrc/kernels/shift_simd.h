@@ -45,17 +45,17 @@ static void k_shift_lerp_fwd(const RkShiftLerpRow *a) {
 #undef CALL
 }
 
-/* Tokens [t0, t1) of sequence b, for columns from lo; carry[c - lo] holds e of token t1, on return of token t0. */
+/* Tokens [t0, t1) of sequence b; carry (C) holds e of token t1, on return of token t0. */
 typedef struct ShiftTokens {
     RkShiftLerpGrad a;
     const int n, keep;
-    size_t b, t0, t1, lo;
+    size_t b, t0, t1;
     float *carry;
 } ShiftTokens;
 
 SIMD void shift_tokens_at(const ShiftTokens *s, size_t i, size_t len) {
     const RkShiftLerpGrad *a = &s->a;
-    Vec mu[6], dmu[6], e_next = vec_load_part(s->carry + (i - s->lo), len);
+    Vec mu[6], dmu[6], e_next = vec_load_part(s->carry + i, len);
     for (int z = 0; z < s->n; z++) mu[z] = shift_share(a->mu[z] + i, len, s->keep), dmu[z] = vec_set(0);
     size_t at = (s->b * a->T + s->t1 - 1) * a->C + i;
     Vec x = vec_load_part(a->x + at, len);
@@ -74,7 +74,7 @@ SIMD void shift_tokens_at(const ShiftTokens *s, size_t i, size_t len) {
         e_next = e;
         x = before;
     }
-    vec_store_part(s->carry + (i - s->lo), len, e_next);
+    vec_store_part(s->carry + i, len, e_next);
     for (int z = 0; z < s->n; z++) {
         Vec sum = vec_load_part(a->dmu[z] + i, len);
         sum = s->keep ? sum - dmu[z] : sum + dmu[z];
@@ -82,23 +82,35 @@ SIMD void shift_tokens_at(const ShiftTokens *s, size_t i, size_t len) {
     }
 }
 
+/* e of token t1. */
+SIMD void shift_carry_at(const ShiftTokens *s, size_t i, size_t len) {
+    size_t at = (s->b * s->a.T + s->t1) * s->a.C + i;
+    Vec e = vec_set(0);
+    for (int z = 0; z < s->n; z++) e = vec_fma(vec_load_part(s->a.dy[z] + at, len), shift_share(s->a.mu[z] + i, len, s->keep), e);
+    vec_store_part(s->carry + i, len, e);
+}
+
+/* Rows [lo, hi) of one sequence or several, from the last. */
 SIMD void shift_bwd(const RkShiftLerpGrad *a, size_t lo, size_t hi, const int n, const int keep) {
-    float carry[RK_COLUMNS_MAX];
-    size_t bytes = (hi - lo) * sizeof *carry;
-    for (size_t b = 0; b < a->B; b++) {
-        if (a->dlast) memcpy(carry, a->dlast + b * a->C + lo, bytes);
-        else memset(carry, 0, bytes);
-        for (size_t t1 = a->T; t1 > 0;) {
-            ShiftTokens s = {*a, n, keep, b, t1 < SHIFT_TOKENS ? 0 : t1 - SHIFT_TOKENS, t1, lo, carry};
-            SWEEP(shift_tokens_at, &s, lo, hi);
-            t1 = s.t0;
+    size_t bytes = a->C * sizeof *a->carry;
+    while (hi > lo) {
+        size_t b = (hi - 1) / a->T, first = lo > b * a->T ? lo - b * a->T : 0;
+        ShiftTokens s = {*a, n, keep, b, 0, hi - b * a->T, a->carry};
+        if (s.t1 < a->T) SWEEP(shift_carry_at, &s, 0, a->C);
+        else if (a->dlast) memcpy(a->carry, a->dlast + b * a->C, bytes);
+        else memset(a->carry, 0, bytes);
+        for (; s.t1 > first; s.t1 = s.t0) {
+            s.t0 = s.t1 - first < SHIFT_TOKENS ? first : s.t1 - SHIFT_TOKENS;
+            SWEEP(shift_tokens_at, &s, 0, a->C);
         }
-        if (a->dprev) memcpy(a->dprev + b * a->C + lo, carry, bytes);
+        if (!first && a->dprev) memcpy(a->dprev + b * a->C, a->carry, bytes);
+        hi = b * a->T + first;
     }
 }
 
-static void k_shift_lerp_bwd(const RkShiftLerpGrad *a, size_t lo, size_t hi) {
-#define CALL(n, keep) shift_bwd(a, lo, hi, n, keep)
+/* Adds dmu up over the rows it is given. */
+static void k_shift_lerp_bwd(const RkShiftLerpGrad *a, size_t row_lo, size_t row_hi) {
+#define CALL(n, keep) shift_bwd(a, row_lo, row_hi, n, keep)
     SHIFT_SIZED(a, CALL)
 #undef CALL
 }

@@ -25,30 +25,30 @@ static inline RkCpuRange rk_cpu_range(size_t task, size_t per_task, size_t n) {
 /* Rows of one task where a row costs about `cols` elements. */
 static inline size_t rk_cpu_rows_per_task(size_t cols) { return cols < RK_CPU_GRAIN ? RK_CPU_GRAIN / cols : 1; }
 
-/* Columns of one task that owns columns and walks all rows: wide pieces of a row stream faster from memory (256 columns twice
- * as fast as 64), but there should be tasks to share out. */
-static inline size_t rk_cpu_columns_per_task(size_t C) {
-    size_t cols = C / 6 / 64 * 64;
-    return cols < 64 ? 64 : cols < RK_COLUMNS_MAX ? cols : RK_COLUMNS_MAX;
-}
-/* The same in heads of N columns. */
-static inline size_t rk_cpu_heads_per_task(size_t H, size_t N) {
-    size_t heads = rk_cpu_columns_per_task(H * N) / N;
-    return heads ? heads : 1;
-}
+/* A pass over R rows whose gradients of parameters are sums over them: blocks of rows, cut by the shape alone, sum into rows of their own,
+ * which are then added to the gradients in order. Tasks that own columns instead walk short pieces of all rows, at half the bandwidth. */
+enum { RK_CPU_ROW_SUMS_MAX = 8 };
+typedef struct RkCpuRowSums {
+    /* Rows [rows.lo, rows.hi), adding to sums[0 .. n), (C) each, all zeros before. */
+    void (*block)(const void *ctx, RkCpuRange rows, float *const *sums);
+    const void *ctx;
+    size_t R, C, n;
+    float *to[RK_CPU_ROW_SUMS_MAX]; /* where sum i goes; NULL: nowhere, it is room for the block */
+} RkCpuRowSums;
+int rk_cpu_row_sums(const RkCpuRowSums *s);
 
-/* An op on (R, H, N) rows whose arguments `op##_rows` turns into the kernels' Rows: the forward takes rows; in the backward heads own
- * their parameters' gradients, so a task takes heads and walks all rows. */
-#define RK_CPU_HEADS_OP(op, Args, Rows)                                                         \
+/* An op on (R, H, N) rows whose arguments `op##_rows` turns into the kernels' Rows `a`; then where `a` has its parameters' gradients. */
+#define RK_CPU_HEADS_OP(op, Args, Rows, ...)                                                    \
     static void op##_task(void *ctx, size_t task) {                                             \
         const Rows *a = ctx;                                                                    \
         RkCpuRange rows = rk_cpu_range(task, rk_cpu_rows_per_task(a->H * a->N), a->R);          \
         rk_k.op##_fwd(a, rows.lo, rows.hi);                                                     \
     }                                                                                           \
-    static void op##_task_bwd(void *ctx, size_t task) {                                         \
-        const Rows *a = ctx;                                                                    \
-        RkCpuRange heads = rk_cpu_range(task, rk_cpu_heads_per_task(a->H, a->N), a->H);         \
-        rk_k.op##_bwd(a, heads.lo, heads.hi);                                                   \
+    static void op##_block(const void *ctx, RkCpuRange rows, float *const *sums) {              \
+        Rows a = *(const Rows *)ctx;                                                            \
+        float **const gradients[] = {__VA_ARGS__};                                              \
+        for (size_t i = 0; i < sizeof gradients / sizeof *gradients; i++) *gradients[i] = sums[i]; \
+        rk_k.op##_bwd(&a, rows.lo, rows.hi);                                                    \
     }                                                                                           \
     int rk_cpu_##op##_fwd(const Args *o) {                                                      \
         Rows a = op##_rows(o);                                                                  \
@@ -57,8 +57,10 @@ static inline size_t rk_cpu_heads_per_task(size_t H, size_t N) {
     }                                                                                           \
     int rk_cpu_##op##_bwd(const Args *o) {                                                      \
         Rows a = op##_rows(o);                                                                  \
-        rk_parallel(rk_cpu_tasks(a.H, rk_cpu_heads_per_task(a.H, a.N)), op##_task_bwd, &a);     \
-        return RK_OK;                                                                           \
+        float **const gradients[] = {__VA_ARGS__};                                              \
+        RkCpuRowSums s = {op##_block, &a, a.R, a.H * a.N, sizeof gradients / sizeof *gradients, {NULL}}; \
+        for (size_t i = 0; i < s.n; i++) s.to[i] = *gradients[i];                               \
+        return rk_cpu_row_sums(&s);                                                             \
     }
 
 /* An op y = f(x), element by element. */

@@ -8,4 +8,4 @@ static RkKeyPrepRows key_prep_rows(const RkKeyPrep *o) {
         .R = (size_t)o->k0.d[0] * (size_t)o->k0.d[1], .H = (size_t)o->k0.d[2], .N = (size_t)o->k0.d[3]};
 }
 
-RK_CPU_HEADS_OP(key_prep, RkKeyPrep, RkKeyPrepRows)
+RK_CPU_HEADS_OP(key_prep, RkKeyPrep, RkKeyPrepRows, &a.dk_k, &a.dk_a)

@@ -7,4 +7,4 @@ static RkNormGateRows norm_gate_rows(const RkNormGate *o) {
         .R = (size_t)o->y.d[0] * (size_t)o->y.d[1], .H = (size_t)o->y.d[2], .N = (size_t)o->y.d[3], .eps = (float)o->eps};
 }
 
-RK_CPU_HEADS_OP(norm_gate, RkNormGate, RkNormGateRows)
+RK_CPU_HEADS_OP(norm_gate, RkNormGate, RkNormGateRows, &a.dw, &a.db)

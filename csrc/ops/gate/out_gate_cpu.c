@@ -9,4 +9,4 @@ static RkOutGateRows out_gate_rows(const RkOutGate *o) {
         .eps = (float)o->eps};
 }
 
-RK_CPU_HEADS_OP(out_gate, RkOutGate, RkOutGateRows)
+RK_CPU_HEADS_OP(out_gate, RkOutGate, RkOutGateRows, &a.dr_k, &a.dw, &a.db)

@@ -19,34 +19,13 @@ int rk_cpu_layernorm_fwd(const RkLayerNorm *o) {
     return RK_OK;
 }
 
-static void layernorm_task_columns(void *ctx, size_t task) {
-    const RkLayerNormRows *a = ctx;
-    RkCpuRange cols = rk_cpu_range(task, rk_cpu_columns_per_task(a->C), a->C);
-    rk_k.layernorm_bwd_columns(a, cols.lo, cols.hi);
-}
-
-static void layernorm_task_rows(void *ctx, size_t task) {
-    const RkLayerNormRows *a = ctx;
-    RkCpuRange rows = rk_cpu_range(task, rk_cpu_rows_per_task(a->C), a->R);
-    rk_k.layernorm_bwd_rows(a, rows.lo, rows.hi);
+static void layernorm_block(const void *ctx, RkCpuRange rows, float *const *sums) {
+    RkLayerNormRows a = *(const RkLayerNormRows *)ctx;
+    a.dw = sums[0], a.db = sums[1];
+    rk_k.layernorm_bwd(&a, rows.lo, rows.hi);
 }
 
 int rk_cpu_layernorm_bwd(const RkLayerNorm *o) {
     RkLayerNormRows a = layernorm_rows(o);
-    rk_parallel(rk_cpu_tasks(a.C, rk_cpu_columns_per_task(a.C)), layernorm_task_columns, &a);
-    rk_parallel(rk_cpu_tasks(a.R, rk_cpu_rows_per_task(a.C)), layernorm_task_rows, &a);
-    return RK_OK;
-}
-
-typedef struct ColumnSums { const float *src; float *dst; size_t R, C; } ColumnSums;
-
-static void column_sums_task(void *ctx, size_t task) {
-    const ColumnSums *s = ctx;
-    RkCpuRange cols = rk_cpu_range(task, rk_cpu_columns_per_task(s->C), s->C);
-    rk_k.column_sums(s->src, s->dst, s->R, s->C, cols.lo, cols.hi);
-}
-
-void rk_cpu_column_sums(const float *src, float *dst, size_t R, size_t C) {
-    ColumnSums s = {src, dst, R, C};
-    rk_parallel(rk_cpu_tasks(C, rk_cpu_columns_per_task(C)), column_sums_task, &s);
+    return rk_cpu_row_sums(&(RkCpuRowSums){layernorm_block, &a, a.R, a.C, 2, {a.dw, a.db}});
 }

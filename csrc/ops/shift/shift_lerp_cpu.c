@@ -32,17 +32,18 @@ int rk_cpu_shift_lerp_fwd(const RkShiftLerp *o) {
     return RK_OK;
 }
 
-static void shift_lerp_task_bwd(void *ctx, size_t task) {
-    const RkShiftLerpGrad *a = ctx;
-    RkCpuRange cols = rk_cpu_range(task, rk_cpu_columns_per_task(a->C), a->C);
-    rk_k.shift_lerp_bwd(a, cols.lo, cols.hi);
+static void shift_lerp_block(const void *ctx, RkCpuRange rows, float *const *sums) {
+    RkShiftLerpGrad a = *(const RkShiftLerpGrad *)ctx;
+    for (int z = 0; z < a.n; z++) a.dmu[z] = sums[z];
+    a.carry = sums[a.n];
+    rk_k.shift_lerp_bwd(&a, rows.lo, rows.hi);
 }
 
 int rk_cpu_shift_lerp_bwd(const RkShiftLerp *o) {
     ShiftLerp s = shift_lerp_sizes(o);
     RkShiftLerpGrad a = {.x = rk_f32(o->x), .prev = rk_f32(o->prev), .dlast = rk_f32(o->dlast), .dx = rk_f32(o->dx),
                          .dprev = rk_f32(o->dprev), .B = s.B, .T = s.T, .C = s.C, .n = o->n, .keep = o->keep};
-    for (int z = 0; z < o->n; z++) a.mu[z] = rk_f32(o->mu[z]), a.dy[z] = rk_f32(o->dy[z]), a.dmu[z] = rk_f32(o->dmu[z]);
-    rk_parallel(rk_cpu_tasks(s.C, rk_cpu_columns_per_task(s.C)), shift_lerp_task_bwd, &a);
-    return RK_OK;
+    RkCpuRowSums sums = {shift_lerp_block, &a, s.B * s.T, s.C, (size_t)o->n + 1, {NULL}};
+    for (int z = 0; z < o->n; z++) a.mu[z] = rk_f32(o->mu[z]), a.dy[z] = rk_f32(o->dy[z]), sums.to[z] = rk_f32(o->dmu[z]);
+    return rk_cpu_row_sums(&sums);
 }
