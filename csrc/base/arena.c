@@ -25,15 +25,22 @@ void *rk_pages_alloc(size_t bytes) {
     return p;
 }
 
-void rk_pages_sparse(void *p, size_t bytes) {
-#ifdef MADV_NOHUGEPAGE
+/* Of the pages that lie wholly in the memory; a system that does not take the advice keeps them as they are. */
+static void advise(void *p, size_t bytes, int advice) {
     uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), first = ((uintptr_t)p + page - 1) & ~(page - 1);
     uintptr_t end = ((uintptr_t)p + bytes) & ~(page - 1);
-    if (end > first) madvise((void *)first, end - first, MADV_NOHUGEPAGE);
+    if (end > first) madvise((void *)first, end - first, advice);
+}
+
+void rk_pages_sparse(void *p, size_t bytes) {
+#ifdef MADV_NOHUGEPAGE
+    advise(p, bytes, MADV_NOHUGEPAGE);
 #else
     (void)p, (void)bytes;
 #endif
 }
+
+void rk_pages_leave(void *p, size_t bytes) { advise(p, bytes, MADV_DONTNEED); }
 
 void rk_pages_free(void *p, size_t bytes) {
     if (p) munmap(p, bytes ? bytes : ALIGN);

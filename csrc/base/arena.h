@@ -20,6 +20,10 @@ void *rk_pages_alloc(size_t bytes);
 /* For a part of such memory of which little may ever be written: it is granted in small pages, so that what stays zero stays
  * unallocated. Before anything is written there. */
 void rk_pages_sparse(void *p, size_t bytes);
+
+/* Lets go of the pages of a mapped file that lie wholly in this memory; the next use reads them again. */
+void rk_pages_leave(void *p, size_t bytes);
+
 void rk_pages_free(void *p, size_t bytes);
 
 #endif

@@ -15,6 +15,7 @@
 #include "kernels/loss_simd.h"
 #include "kernels/quant_simd.h"
 #include "kernels/matvec_simd.h"
+#include "kernels/columns_simd.h"
 #include "kernels/norm_simd.h"
 #include "kernels/optim_simd.h"
 #include "kernels/sample_simd.h"

@@ -16,7 +16,8 @@
 #endif
 #endif
 
-enum { RK_COLUMN_STEP = 16, RK_COLUMNS_MAX = 256 /* of one call that owns columns */, RK_FEW_ROWS = 16 };
+enum { RK_COLUMN_STEP = 16, RK_COLUMNS_MAX = 256 /* of one call that owns columns */, RK_FEW_ROWS = 16,
+       RK_PANEL = 128 /* outputs of a panel of columns */ };
 
 typedef struct RkValueResidualRows {
     const float *v0, *v_first, *nu, *dv; /* (n) */
@@ -39,6 +40,16 @@ typedef struct RkRowsTimesTransposed {
     int dtype;      /* of w */
     const void *xq; /* quantised w: x as quantise_rows leaves it, R rows of rk_quantised_row_bytes(K), 64-byte aligned */
 } RkRowsTimesTransposed;
+
+/* The same with w by its columns (ops/linear/by_column.h), for x that is mostly zero. */
+typedef struct RkRowsTimesColumns {
+    const float *x;
+    const void *columns;
+    float *y;
+    const uint32_t *used; /* (n_used) ascending: every k for which a row of x is not zero */
+    size_t n_used, R, K, M;
+    int dtype; /* of w */
+} RkRowsTimesColumns;
 
 /* A row of x beside quantised weights: a byte per element, K rounded up to whole vectors, two floats per block and one
  * per lane of four bytes. */
@@ -225,6 +236,8 @@ static inline size_t rk_gemm_panel_rows(size_t rows, size_t most, size_t panel) 
     /* output columns [lo, hi) of y */                                                                      \
     X(void, rows_times_transposed, (const RkRowsTimesTransposed *a, size_t lo, size_t hi))                  \
     X(void, quantise_rows, (const float *x, size_t rows, size_t K, int dtype /* of w */, void *xq))         \
+    /* all outputs of one panel; M and K are multiples of 32 */                                             \
+    X(void, rows_times_columns, (const RkRowsTimesColumns *a, size_t panel))                                \
     X(void, rows_times_matrix, (const RkRowsTimesMatrix *a, size_t lo, size_t hi))                          \
     X(void, shift_lerp_fwd, (const RkShiftLerpRow *a))                                                      \
     X(void, shift_lerp_bwd, (const RkShiftLerpGrad *a, size_t row_lo, size_t row_hi))                       \

@@ -67,7 +67,7 @@ enum {
     A_SUM = 128,       /* a row of the store's sum_dtype */
     A_TOKENWISE = 256, /* a row that wkv7 saves where it goes token by token; where it goes by chunks it is not there, or, if it is
                           of sum_dtype, holds half as much: rk_wkv7_by_chunks */
-    P_SPARSE = 512     /* a P_MATRIX whose input is mostly zeros: a decoding backend may want it transposed */
+    P_SPARSE = 512     /* its product's input is mostly zero: RkCall has its columns; one of a channel mix */
 };
 typedef struct RkParamSpec { const char *name; RkShape shape; RkInit init; unsigned flags; } RkParamSpec;
 typedef struct RkRowSpec { const char *name; RkShape shape; unsigned flags; } RkRowSpec;
@@ -97,7 +97,7 @@ typedef struct RkCall {
     const RkTensor *state, *state_out;   /* before and after the call; absent tensors: zeros, not wanted */
     const RkTensor *dstate_out, *dstate; /* gradient of the state after (in) and before (out) the call */
     RkTensor x, y, dx, dy;               /* (B,T,C): input, output, and their gradients; dx is written */
-    RkTensor transposed;                 /* of the mixer's P_SPARSE parameter, absent where there is no copy */
+    RkTensor columns;                    /* of the P_SPARSE parameter (model/sparse.h), or absent */
     RkCarry *carry;
 } RkCall;
 

@@ -45,7 +45,7 @@ static Ops wire(const RkCall *c, int keep) {
                 .dmu = {g->mix_k, g->mix_r}},
         .key = {.fresh = c->fresh, .x = t->xk, .w = p->key, .y = a->k, .dy = t->h, .dx = t->xk, .dw = g->key},
         .act = {.x = a->k, .y = t->h, .dy = t->h, .dx = t->h},
-        .value = {.fresh = c->fresh, .x = t->h, .w = p->value, .wt = c->transposed, .y = a->v, .dy = t->dv, .dx = t->h, .dw = g->value},
+        .value = {.fresh = c->fresh, .x = t->h, .w = p->value, .columns = c->columns, .y = a->v, .dy = t->dv, .dx = t->h, .dw = g->value},
         .receptance = {.fresh = c->fresh, .x = t->xr, .w = p->receptance, .y = a->r, .dy = t->dr, .dx = t->xr, .dw = g->receptance},
         .gate = {.q = a->r, .v = a->v, .y = c->y, .dy = c->dy, .dq = t->dr, .dv = t->dv},
     };

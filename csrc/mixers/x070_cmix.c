@@ -42,7 +42,7 @@ static Ops wire(const RkCall *c) {
                 .dy = {t->xk}, .dlast = dafter->ffn_shift, .dx = c->dx, .dprev = dbefore->ffn_shift, .dmu = {g->x_k}},
         .key = {.fresh = c->fresh, .x = t->xk, .w = p->key, .y = a->k, .dy = t->h, .dx = t->xk, .dw = g->key},
         .act = {.x = a->k, .y = t->h, .dy = t->h, .dx = t->h},
-        .value = {.fresh = c->fresh, .x = t->h, .w = p->value, .wt = c->transposed, .y = c->y, .dy = c->dy, .dx = t->h, .dw = g->value},
+        .value = {.fresh = c->fresh, .x = t->h, .w = p->value, .columns = c->columns, .y = c->y, .dy = c->dy, .dx = t->h, .dw = g->value},
     };
 }
 

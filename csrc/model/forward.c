@@ -27,13 +27,11 @@ RkCall rk_block_call(RkModel *m, int layer, int channel_mix, const RkState *befo
     const RkTensor *state_out = !after ? absent : channel_mix ? after->channel_mix[layer] : after->time_mix[layer];
     RkDims dims = rk_config_dims(&m->cfg, layer, w->size.B, w->size.T);
     dims.P = before->past;
-    RkTensor transposed = absent[0];
-    for (int i = 0; i < mixer->n_par; i++)
-        if (mixer->par[i].flags & P_SPARSE) transposed = p[i].transposed;
-    return (RkCall){.be = m->be, .dims = dims, .layer = layer, .transposed = transposed,
+    return (RkCall){.be = m->be, .dims = dims, .layer = layer,
                     .training = w->size.training, .fresh = m->fresh, .par = w->par, .grad = w->grad,
                     .act = w->block[layer].act[channel_mix], .tmp = w->block[layer].tmp[channel_mix],
-                    .state = state, .state_out = state_out, .dstate = absent, .dstate_out = absent,
+                    .state = state, .state_out = state_out,
+                    .columns = channel_mix && m->columns.of ? m->columns.of[layer] : absent[0], .dstate = absent, .dstate_out = absent,
                     .x = w->xn, .y = w->y, .carry = &w->carry};
 }
 
@@ -57,7 +55,10 @@ int rk_block_forward(RkModel *m, int layer, const RkState *before, RkState *afte
 }
 
 int rk_blocks_forward(RkModel *m, const RkState *before, RkState *after) {
-    for (int l = 0; l < m->cfg.L; l++) RK_TRY(rk_block_forward(m, l, before, after));
+    for (int l = 0; l < m->cfg.L; l++) {
+        RK_TRY(rk_block_forward(m, l, before, after));
+        rk_model_leave_mapped(m, l);
+    }
     return RK_OK;
 }
 
@@ -159,6 +160,7 @@ static int infer_piece(RkModel *m, RkForward *f, int32_t *room, int t0, int n) {
     }
     if (last && f->logits == RK_LOGITS_LAST) piece.kept = f->kept;
     RK_TRY(rk_model_prepare(m, (RkWorkSize){f->B, n, 0, 0}));
+    RK_TRY(rk_model_need_columns(m, (size_t)f->B * (size_t)n));
     RK_TRY(upload_ids(m, &piece));
     RK_TRY(run_piece(m, &piece, state));
     rk_state_advance(state, state->past, n);
@@ -183,7 +185,6 @@ int rk_model_forward(RkModel *m, RkForward *f) {
     RK_TRY(rk_state_reserve(f->after, (int64_t)(f->before ? f->before->past : 0) + f->T));
     if (f->before && f->before != f->after) RK_TRY(rk_state_copy(f->after, f->before));
     if (!f->before) RK_TRY(rk_state_from_params(f->after, &m->man, m->be));
-    if (f->B == 1 && f->T == 1) RK_TRY(rk_model_transpose(m));
     int piece = rk_model_piece(f->B);
     f->loss = 0;
     f->count = counted(f);

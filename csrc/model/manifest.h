@@ -15,7 +15,7 @@ typedef struct RkParam {
     int layer;      /* -1 outside the blocks */
     int optional;   /* never used by this model: files may lack it; its gradient is 0 and it has no decay */
     RkTensor value, grad;
-    RkTensor transposed; /* a copy for decoding; absent but for P_SPARSE ones of some models (transposed.c) */
+    int mapped;     /* the value lies in a file: its pages can be let go of, the next use reads them again */
 } RkParam;
 
 /* Where each table of each layer begins in the list. */

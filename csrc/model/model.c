@@ -72,7 +72,7 @@ int rk_model_create_held(RkModel *m, const RkConfig *cfg, const RkBackend *be, i
 }
 
 void rk_model_free(RkModel *m) {
-    rk_model_forget_transposed(m);
+    rk_model_forget_columns(m);
     RkMemory *memory = m->store.memory;
     if (m->values) memory->release(memory, m->values, m->value_bytes);
     if (m->grads) memory->release(memory, m->grads, m->grad_bytes);
@@ -89,7 +89,7 @@ size_t rk_embedding_bytes(const RkModel *m) { return (size_t)m->cfg.V * (size_t)
 int rk_model_need_grads(RkModel *m) {
     if (m->grads) return RK_OK;
     RK_CHECK(!m->held, "the weights of this model are held for inference; load it with precision='fp32' to train it");
-    rk_model_forget_transposed(m); /* the weights change with every step from now on */
+    rk_model_forget_columns(m); /* the weights change with every step from now on */
     RkMemory *memory = m->store.memory;
     size_t bytes = rk_manifest_bytes(&m->man, 1);
     m->used = calloc((size_t)m->cfg.V, sizeof *m->used);

@@ -6,6 +6,7 @@
 #define RK_MODEL_MODEL_H
 
 #include "model/state.h"
+#include "model/sparse.h"
 #include "model/work.h"
 
 typedef struct RkModel {
@@ -19,11 +20,9 @@ typedef struct RkModel {
     int32_t *used;    /* (V), with the gradients: 0 where a token's embedding certainly has no gradient */
     int grads_shared; /* others may write the gradients: `used` says nothing */
     int fresh;        /* the next backward writes the gradients of P_MATRIX instead of adding to them */
+    RkColumns columns; /* once few rows were read */
     RkWork work;
     uint64_t writes; /* how often somebody has replaced values: copies of them are then old */
-    void *transposed; /* of transposed.c; NULL: none */
-    size_t transposed_bytes;
-    uint64_t transposed_of; /* the number of writes that they are copies of, plus 1 */
 } RkModel;
 
 int rk_model_create(RkModel *m, const RkConfig *cfg, const RkBackend *be, int device); /* device: which of the backend's */
@@ -46,12 +45,6 @@ const int32_t *rk_model_used_tokens(const RkModel *m); /* `used`, or NULL when a
 
 /* Lays out and allocates the memory of calls of this size; reuses what is there when it is large enough. */
 int rk_model_prepare(RkModel *m, RkWorkSize size);
-
-/* Copies of the weights that are read for few of their inputs, transposed, so that decoding one sequence reads little of them. Makes them, or
- * makes them again where the weights are new; nothing where the backend has no use for them, the model is trained, or memory is short. */
-int rk_model_transpose(RkModel *m);
-size_t rk_model_transposed_bytes(const RkModel *m); /* what that allocates */
-void rk_model_forget_transposed(RkModel *m);
 
 /* At most this much scratch is allocated by the threads, each when it first needs it, and all that a device takes for its ops. */
 size_t rk_model_scratch_bytes(const RkModel *m);

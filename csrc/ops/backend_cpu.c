@@ -46,5 +46,8 @@ const RkBackend rk_backend_cpu = {
     FORWARD(sumsq),
     FORWARD(sum),
     FORWARD(clip),
+    .columns_rows = RK_FEW_ROWS,
+    .columns_fit = rk_columns_fit,
+    .columns = rk_columns_of,
     .products_fwd = rk_cpu_products_fwd,
 };

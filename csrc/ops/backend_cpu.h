@@ -5,6 +5,7 @@
 
 #include "base/parallel.h"
 #include "kernels/kernels.h"
+#include "ops/linear/by_column.h"
 #include "ops/ops.h"
 
 /* rk_cpu_<op>_fwd and rk_cpu_<op>_bwd; add, xent, sum, adamw, sumsq and clip have no backward. */
@@ -95,6 +96,7 @@ typedef struct RkCpuProducts {
 } RkCpuProducts;
 int rk_cpu_few_rows_run(RkCpuProducts *p); /* quantises x where w is */
 
+int rk_cpu_columns_linear(const RkLinear *o); /* the forward of few rows with columns */
 RkRowsTimesTransposed rk_cpu_few_rows_linear(const RkLinear *o);
 int rk_cpu_products_fwd(const RkProducts *o);
 

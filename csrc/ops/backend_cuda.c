@@ -62,8 +62,8 @@ static size_t scratch_bytes(int head_size) { return (void)head_size, 0; /* of th
     const RkBackend symbol = {.name = called, .dtype = type, .sum_dtype = RK_F32, .open = opened, .scratch_bytes = scratch_bytes,        \
                               .products_fwd = rk_cuda_products_fwd, CUDA_OPS, __VA_ARGS__}
 
-CUDA_BACKEND(rk_backend_cuda_f32, "cuda-fp32", RK_F32, open_exact, .transpose = NULL);
-CUDA_BACKEND(rk_backend_cuda_tf32, "cuda-tf32", RK_F32, open_tf32, .transpose = NULL);
-CUDA_BACKEND(rk_backend_cuda_bf16, "cuda-bf16", RK_BF16, open_exact, .transpose = rk_cuda_transpose);
-CUDA_BACKEND(rk_backend_cuda_f16, "cuda-fp16", RK_F16, open_exact, .transpose = rk_cuda_transpose);
+CUDA_BACKEND(rk_backend_cuda_f32, "cuda-fp32", RK_F32, open_exact);
+CUDA_BACKEND(rk_backend_cuda_tf32, "cuda-tf32", RK_F32, open_tf32);
+CUDA_BACKEND(rk_backend_cuda_bf16, "cuda-bf16", RK_BF16, open_exact, .columns_rows = 1, .columns_fit = rk_cuda_columns_fit, .columns = rk_cuda_columns);
+CUDA_BACKEND(rk_backend_cuda_f16, "cuda-fp16", RK_F16, open_exact, .columns_rows = 1, .columns_fit = rk_cuda_columns_fit, .columns = rk_cuda_columns);
 #endif

@@ -12,7 +12,8 @@ extern "C" {
 RK_OPS(X)
 #undef X
 int rk_cuda_products_fwd(const RkProducts *p);
-int rk_cuda_transpose(RkTensor from, RkTensor to);
+int rk_cuda_columns_fit(RkTensor w);
+int rk_cuda_columns(RkTensor w, RkTensor to); /* w transposed */
 int rk_cuda_draw(const RkDraw *o);
 
 #ifdef __cplusplus

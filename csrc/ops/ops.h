@@ -98,8 +98,10 @@ typedef struct RkBackend {
     int (*op##_bwd)(const Args *);
     RK_OPS(X)
 #undef X
+    int columns_rows; /* linear_fwd of up to so many rows reads columns instead of w; 0: it never does */
+    int (*columns_fit)(RkTensor w);           /* whether w has columns */
+    int (*columns)(RkTensor w, RkTensor to);  /* writes them, as many bytes */
     int (*products_fwd)(const RkProducts *); /* NULL: nothing is gained by running them together */
-    int (*transpose)(RkTensor from, RkTensor to); /* of matrices; NULL: this backend has no use for RkLinear's wt */
     int (*draw)(const RkDraw *); /* NULL: the host draws */
 } RkBackend;
 

@@ -93,6 +93,10 @@ static int create(RkPyModel *self, const RkConfig *cfg, const RkBackend *be, PyO
     if (!given) return -1;
     int rc = rk_model_create_held(&self->model, cfg, be, device, given);
     PyMem_Free(given);
+    for (int i = 0; !rc && i < self->model.man.n; i++) {
+        RkParam *p = &self->model.man.param[i];
+        p->mapped = rk_on_host(self->model.store.memory) && rk_py_weight_mapped(PyDict_GetItemString(self->held, p->name));
+    }
     return rc ? rk_py_raise(st, rc), -1 : 0;
 }
 
@@ -466,7 +470,7 @@ static PyObject *model_plan(PyObject *op, PyObject *args, PyObject *kwargs) {
         gradients = rk_manifest_bytes(&m->man, 1);
         rk_trainer_measure(m, &moments, &scratch);
     } else {
-        copies = rk_model_transposed_bytes(m);
+        copies = rk_model_columns_bytes(m);
     }
     return rk_py_sizes(m->value_bytes + copies, gradients, moments, work, state, scratch + rk_model_scratch_bytes(m));
 }

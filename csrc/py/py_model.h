@@ -59,6 +59,9 @@ PyObject *rk_py_sizes(size_t parameters, size_t gradients, size_t moments, size_
 /* A tensor over the memory of a pair (format, array); 0, or -1 with an exception that names it. */
 int rk_py_weight(PyObject *pair, const char *name, RkTensor *out);
 
+/* Whether the array of a pair lies in a file that Python has mapped. */
+int rk_py_weight_mapped(PyObject *pair);
+
 /* Those of a dict in the manifest's order, from PyMem; NULL with an exception. */
 RkTensor *rk_py_weights(PyObject *dict, const RkConfig *cfg, RkPyState *st);
 

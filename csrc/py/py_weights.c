@@ -37,6 +37,12 @@ int rk_py_weight(PyObject *pair, const char *name, RkTensor *out) {
     return -1;
 }
 
+int rk_py_weight_mapped(PyObject *pair) {
+    PyObject *base = PyTuple_GET_ITEM(pair, 1);
+    while (base && PyArray_Check(base)) base = PyArray_BASE((PyArrayObject *)base);
+    return base && !strcmp(Py_TYPE(base)->tp_name, "mmap.mmap");
+}
+
 static PyObject *array_for(RkTensor t, int dtype) {
     npy_intp dims[4];
     int rank = rk_rank(t);

@@ -12,6 +12,7 @@ RkRowsTimesTransposed rk_cpu_few_rows_linear(const RkLinear *o) {
 
 int rk_cpu_linear_fwd(const RkLinear *o) {
     size_t K = (size_t)rk_cols(o->w), M = rk_rows(o->w), R = rk_numel(o->x) / K;
+    if (R <= RK_FEW_ROWS && o->columns.p) return rk_cpu_columns_linear(o);
     if (R <= RK_FEW_ROWS) return rk_cpu_few_rows_run(&(RkCpuProducts){.dots = {rk_cpu_few_rows_linear(o)}, .n_dots = 1});
     return rk_gemm(&(RkGemm){.M = (int)R, .N = (int)M, .K = (int)K,
                              .A = rk_f32(o->x), .lda = (int)K,

@@ -116,12 +116,12 @@ template <typename T> __global__ void __launch_bounds__(THREADS, 1) sparse_row_k
 
 bool rk_cuda_sparse_row_takes(const RkLinear *o) {
     int K = rk_cols(o->w);
-    return o->wt.p && o->x.dtype != RK_F32 && o->wt.dtype == o->x.dtype && K <= MOST && rk_numel(o->x) == static_cast<size_t>(K);
+    return o->columns.p && o->x.dtype != RK_F32 && o->columns.dtype == o->x.dtype && K <= MOST && rk_numel(o->x) == static_cast<size_t>(K);
 }
 
 template <typename T> static int sparse_row(const RkLinear *o) {
     int K = rk_cols(o->w), M = static_cast<int>(rk_rows(o->w));
-    SparseRow<T> row = {rk_ptr<T>(o->x), rk_ptr<T>(o->wt), o->y.p, K, M, o->y.dtype == RK_F32, rk_aligned(o->x.p), rk_aligned(o->wt.p) && M % VEC == 0};
+    SparseRow<T> row = {rk_ptr<T>(o->x), rk_ptr<T>(o->columns), o->y.p, K, M, o->y.dtype == RK_F32, rk_aligned(o->x.p), rk_aligned(o->columns.p) && M % VEC == 0};
     return rk_launch(sparse_row_kernel<T>, rk_blocks(static_cast<size_t>(M), COLUMNS), THREADS, static_cast<size_t>(K) * sizeof(uint32_t), rk_stream(), row);
 }
 
@@ -139,7 +139,9 @@ __global__ static void transpose_kernel(const uint16_t *from, uint16_t *to, int 
         if (col0 + y < cols && row0 + x < rows) to[static_cast<size_t>(col0 + y) * static_cast<size_t>(rows) + static_cast<size_t>(row0 + x)] = tile[x][y];
 }
 
-int rk_cuda_transpose(RkTensor from, RkTensor to) {
+int rk_cuda_columns_fit(RkTensor w) { return w.dtype == RK_BF16 || w.dtype == RK_F16; }
+
+int rk_cuda_columns(RkTensor from, RkTensor to) {
     int rows = static_cast<int>(rk_rows(from)), cols = rk_cols(from);
     dim3 grid(rk_blocks(static_cast<size_t>(cols), TILE), rk_blocks(static_cast<size_t>(rows), TILE));
     return rk_launch(transpose_kernel, grid, THREADS, 0, rk_stream(), static_cast<const uint16_t *>(from.p), rk_ptr<uint16_t>(to), rows, cols);
