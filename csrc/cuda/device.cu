@@ -45,8 +45,11 @@ int rk_cuda_check(cudaError_t status, const char *doing) {
 
 int rk_cuda_device_count(int *count, const char **reason) {
     *count = 0;
+    int driver = 0;
     cudaError_t status = cudaGetDeviceCount(count);
     *reason = status == cudaSuccess ? nullptr : cudaGetErrorString(status);
+    if (status == cudaErrorInsufficientDriver && cudaDriverGetVersion(&driver) == cudaSuccess && !driver) /* also what CUDA says of none at all */
+        *reason = "no NVIDIA driver was found (libcuda.so.1)";
     if (status != cudaSuccess) *count = 0;
     return status == cudaSuccess ? RK_OK : RK_EDEVICE;
 }

@@ -6,17 +6,24 @@
 
 #include "cuda/device.h"
 
-/* What an op was called on, before what is said of its failure. */
+static const RkTensor *tensor_of(const RkField *f, const void *args) {
+    const RkTensor *t = (const RkTensor *)((const char *)args + f->offset);
+    return f->kind == RK_FIELD_T && t->p ? t : NULL;
+}
+
+/* Puts an op's name, and the shape of the first tensor it was called on, before what is said of its failure. */
 static int told(int rc, const char *name, const char *direction, const void *args) {
     if (rc != RK_EDEVICE) return rc;
-    char why[400];
+    char why[400], shape[48] = "";
     snprintf(why, sizeof why, "%s", rk_error());
     const RkOpInfo *op = rk_op_info;
     while (strcmp(op->name, name)) op++;
-    const RkField *f = op->fields;
-    while (f < op->fields + op->n_fields - 1 && !(f->kind == RK_FIELD_T && ((const RkTensor *)((const char *)args + f->offset))->p)) f++;
-    const int32_t *d = ((const RkTensor *)((const char *)args + f->offset))->d;
-    return rk_fail(rc, "%s %s, %s (%d, %d, %d, %d): %s", name, direction, f->name, d[0], d[1], d[2], d[3], why);
+    const RkField *f = op->fields, *end = f + op->n_fields;
+    while (f < end && !tensor_of(f, args)) f++;
+    if (f == end) return rk_fail(rc, "%s %s: %s", name, direction, why);
+    const RkTensor *t = tensor_of(f, args);
+    for (int k = 0, n = 0; k < rk_rank(*t); k++) n += snprintf(shape + n, sizeof shape - (size_t)n, "%s%d", k ? ", " : "", t->d[k]);
+    return rk_fail(rc, "%s %s, %s (%s): %s", name, direction, f->name, shape, why);
 }
 
 #define X(op, Args, FIELDS) static int op##_fwd(const Args *o) { return told(rk_cuda_##op##_fwd(o), #op, "forward", o); }

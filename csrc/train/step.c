@@ -27,6 +27,7 @@ static void place(RkTrainer *t, RkArena *a, const unsigned char *frozen) {
     t->norms = rk_arena_take(a, RK_F64, (int32_t[4]){man->n});
     t->factors = rk_arena_take(a, RK_F64, (int32_t[4]){2});
     t->result = rk_arena_take(a, RK_F64, (int32_t[4]){RK_RESULTS});
+    t->rates = rk_arena_take(a, RK_F64, (int32_t[4]){RK_RATES});
 }
 
 void rk_trainer_measure(RkModel *model, size_t *moments, size_t *scratch) {
@@ -244,21 +245,16 @@ static void look_at_rows(RkTrainer *t, const int32_t *used) {
 
 /* Of all that is not frozen; nothing changes where the step's results say so. */
 static int update(RkTrainer *t, const RkStep *s) {
-    double n = (double)(t->steps + 1);
     Range r;
     for (int i = 0; i < t->model->man.n; i = r.end) {
         const RkUpdateRule *rule = &t->rule[i];
         r = range_at(t, s, i);
         if (is_frozen(s, i)) continue;
         RK_CHECK(r.m.p, "%s has no moments: this trainer was made with it frozen", t->model->man.param[i].name);
-        RkAdamW op = {.p = r.value, .g = r.grad, .m = r.m, .v = r.v, .master = r.master, .clip = result(t, RK_RESULT_CLIP), .gscale = 1,
-                      .lr = s->lr * rule->lr_scale, .beta1 = t->beta1, .beta2 = t->beta2, .eps = t->eps,
-                      .wd = rule->decay < 0 ? s->weight_decay : rule->decay, .bias1 = 1 - pow(t->beta1, n),
-                      .bias2 = 1 - pow(t->beta2, n)};
-        if (i == t->model->man.emb) {
-            look_at_rows(t, r.used);
-            op.rows = t->rows;
-        }
+        RkAdamW op = {.p = r.value, .g = r.grad, .m = r.m, .v = r.v, .master = r.master, .clip = result(t, RK_RESULT_CLIP),
+                      .rates = t->rates, .gscale = 1, .lr = rule->lr_scale, .wd = rule->decay, .beta1 = t->beta1, .beta2 = t->beta2,
+                      .eps = t->eps};
+        if (i == t->model->man.emb) op.rows = t->rows;
         RK_TRY(t->model->be->adamw_fwd(&op));
     }
     return RK_OK;
@@ -271,12 +267,46 @@ static int check_rates(const RkStep *s) {
     return RK_OK;
 }
 
+static int write_rates(RkTrainer *t, const RkStep *s) {
+    RkMemory *memory = t->model->store.memory;
+    double n = (double)(t->steps + 1);
+    double rates[RK_RATES] = {[RK_RATE_LR] = s->lr, [RK_RATE_WD] = s->weight_decay, [RK_RATE_INVERSE_BIAS1] = 1 / (1 - pow(t->beta1, n)),
+                              [RK_RATE_INVERSE_BIAS2] = 1 / (1 - pow(t->beta2, n))};
+    return memory->write(memory, t->rates.p, rates, sizeof rates);
+}
+
+typedef struct Update { RkTrainer *t; const RkStep *s; double loss_scale; } Update;
+
+static int update_ops(void *ctx) {
+    const Update *u = ctx;
+    RK_TRY(measure(u->t, u->s, u->loss_scale));
+    return update(u->t, u->s);
+}
+
+/* FNV-1a. */
+static uint64_t hash(const void *p, size_t bytes) {
+    uint64_t h = 0xcbf29ce484222325;
+    for (size_t i = 0; p && i < bytes; i++) h = (h ^ ((const unsigned char *)p)[i]) * 0x100000001b3;
+    return h;
+}
+
+/* Of a hundred ranges that three ops each look at, on a device one recording. */
+static int measure_and_update(RkTrainer *t, const RkStep *s, double loss_scale) {
+    RkMemory *memory = t->model->store.memory;
+    size_t n = (size_t)t->model->man.n;
+    Update u = {t, s, loss_scale};
+    struct { const void *memory; uint64_t rules, frozen; double numbers[5]; } key = {
+        t->memory, hash(t->rule, n * sizeof *t->rule), hash(s->frozen, n), {loss_scale, t->grad_clip, t->beta1, t->beta2, t->eps}};
+    if (!is_frozen(s, t->model->man.emb)) look_at_rows(t, rk_model_used_tokens(t->model));
+    RK_TRY(write_rates(t, s));
+    return memory->repeat(memory, &(RkWorkload){update_ops, &u, &key, sizeof key});
+}
+
 /* The one time in a step that the host waits for a device is when it reads the results, after all has been queued. */
 static int apply(RkTrainer *t, RkStep *s, double loss_scale, int64_t counted) {
     RkMemory *memory = t->model->store.memory;
     double results[RK_RESULTS];
-    RK_TRY(measure(t, s, loss_scale));
-    RK_TRY(update(t, s));
+    RK_TRY(measure_and_update(t, s, loss_scale));
     RK_TRY(memory->read(memory, results, t->result.p, sizeof results));
     s->loss = results[RK_RESULT_LOSS] / (double)counted;
     s->grad_norm = results[RK_RESULT_NORM];

@@ -26,7 +26,7 @@ typedef struct RkTrainer {
     RkTensor *master;                    /* per parameter, of sum_dtype: what is updated, where values are narrower; else absent */
     RkUpdateRule *rule;                  /* per parameter; at first as the manifest's flags say */
     RkTensor partial, norms;             /* float64: scratch of sumsq; one per parameter */
-    RkTensor factors, result;            /* float64: what losses are multiplied by; (RK_RESULTS) of a step */
+    RkTensor factors, result, rates;     /* float64, of a step: what losses are multiplied by; (RK_RESULTS); (RK_RATES) */
     double *norm;                        /* norms, on the host */
     int32_t *rows;                       /* (V): RK_ROW_* of each token's embedding */
     uint64_t writes;                     /* of the model when masters were loaded */

@@ -27,7 +27,7 @@ std::map<char *, Allocation> allocations; /* by the address the caller has */
 constexpr int DEVICES = 2;
 thread_local int captures, current_device; /* captures are of the mode in which only their own thread may not allocate and wait */
 struct Counts { long allocations, waits, launches, captures, replays; } counts;
-int refuse_launches, refuse_captures, capability = 90;
+int refuse_launches, refuse_captures, capability = 90, driverless;
 thread_local std::string failure;
 thread_local cudaError_t last;
 
@@ -70,7 +70,12 @@ cudaError_t refuse_in_capture(const char *what) {
 } // namespace
 
 namespace cuda_host {
-cudaError_t queue_call(cudaStream_t stream, std::function<const char *()> work) { return queue_work(stream, std::move(work)); }
+cudaError_t queue_call(cudaStream_t stream, std::function<const char *()> work) {
+    return queue_work(stream, [work] {
+        counts.launches++;
+        return work();
+    });
+}
 cudaError_t queue(cudaStream_t stream, const Shape &shape, std::function<void()> thread) {
     if (refuse_launches) return failed(cudaErrorInvalidValue, "launches are refused");
     return queue_work(stream, [shape, thread]() mutable {
@@ -113,7 +118,12 @@ const char *cudaGetErrorString(cudaError_t code) {
 }
 cudaError_t cudaGetLastError() { cudaError_t code = last; last = cudaSuccess; return code; }
 cudaError_t cudaPeekAtLastError() { return last; }
-cudaError_t cudaGetDeviceCount(int *n) { *n = DEVICES; return cudaSuccess; }
+cudaError_t cudaGetDeviceCount(int *n) {
+    if (driverless) return failed(cudaErrorInsufficientDriver, "CUDA driver version is insufficient for CUDA runtime version");
+    *n = DEVICES;
+    return cudaSuccess;
+}
+cudaError_t cudaDriverGetVersion(int *version) { *version = 0; return cudaSuccess; }
 cudaError_t cudaSetDevice(int device) {
     if (device < 0 || device >= DEVICES) return failed(cudaErrorInvalidValue, "invalid device ordinal");
     current_device = device;
@@ -197,7 +207,7 @@ cudaError_t cudaFuncSetAttribute(const void *kernel, cudaFuncAttribute which, in
     return cudaSuccess;
 }
 
-/* For tests: allocations, waits for a stream or by freeing memory, kernels that ran, captures and replays since the program began. */
+/* For tests: allocations, waits for a stream or by freeing memory, kernels and products that ran, captures and replays since the program began. */
 extern "C" __attribute__((visibility("default"))) void cuda_host_counts(long out[5]) {
     const long all[5] = {counts.allocations, counts.waits, counts.launches, counts.captures, counts.replays};
     memcpy(out, all, sizeof all);
@@ -209,5 +219,8 @@ extern "C" __attribute__((visibility("default"))) void cuda_host_refuse(int laun
     refuse_captures = ends_of_captures;
 }
 
-/* For tests: the compute capability of the devices, times 10. */
-extern "C" __attribute__((visibility("default"))) void cuda_host_capability(int times_ten) { capability = times_ten; }
+/* For tests: the compute capability of the devices, times 10; 0: there is no driver. */
+extern "C" __attribute__((visibility("default"))) void cuda_host_capability(int times_ten) {
+    capability = times_ten;
+    driverless = !times_ten;
+}

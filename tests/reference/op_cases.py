@@ -627,9 +627,12 @@ def sum_cases(rng):
 
 def adamw_cases(rng):
     def forward(p):
-        names = ("lr", "beta1", "beta2", "eps", "wd", "bias1", "bias2")
         gscale = p["gscale"] * p["clip"][0] if "clip" in p else p["gscale"]
-        new = ops.adamw(p["p"], p["g"], p["m"], p["v"], gscale, *(p[name] for name in names))
+        lr, wd, bias1, bias2 = (p[name] for name in ("lr", "wd", "bias1", "bias2"))
+        if "rates" in p:
+            lr, bias1, bias2 = lr * p["rates"][0], 1 / p["rates"][2], 1 / p["rates"][3]
+            wd = p["rates"][1] if wd.v < 0 else wd
+        new = ops.adamw(p["p"], p["g"], p["m"], p["v"], gscale, lr, p["beta1"], p["beta2"], p["eps"], wd, bias1, bias2)
         return dict(zip(("p_new", "m_new", "v_new"), new))
 
     def skipped(p):
@@ -646,21 +649,24 @@ def adamw_cases(rng):
         given["v"] = exact(given["v"])
         if i % 3:
             given["clip"] = np.array([[0.25, 0.0][i % 3 - 1]])
+        elsewhere = i % 4 > 1  # the step's numbers come from memory
+        if elsewhere:
+            given["rates"] = np.array([3e-4, 0.1, 1 / (1 - 0.9**3), 1 / (1 - 0.99**3)])
         yield Case(
             given=given,
             ids=dict(rows=rows) if len(shape) == 2 else {},
             forward=skipped if i % 3 == 2 else forward,
-            doubles=("clip",),
+            doubles=("clip", "rates"),
             in_place=dict(p_new="p", m_new="m", v_new="v"),
             settings=dict(
                 gscale=[1.0, 0.37][i % 2],
-                lr=6e-4,
+                lr=2.0 if elsewhere else 6e-4,
                 beta1=0.9,
                 beta2=0.99,
                 eps=[1e-18, 1e-8][i % 2],
-                wd=[0.1, 0.0][i % 2],
-                bias1=1 - 0.9**3,
-                bias2=1 - 0.99**3,
+                wd=([-1.0, 0.2] if elsewhere else [0.1, 0.0])[i % 2],
+                bias1=np.nan if elsewhere else 1 - 0.9**3,
+                bias2=np.nan if elsewhere else 1 - 0.99**3,
             ),
         )
 

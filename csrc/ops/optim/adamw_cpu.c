@@ -32,11 +32,12 @@ static void adamw_rows_task(void *ctx, size_t task) {
 
 int rk_cpu_adamw_fwd(const RkAdamW *o) {
     double clip = o->clip.p ? *(const double *)o->clip.p : 1;
+    const double numbers[] = {1, o->wd, 1 / o->bias1, 1 / o->bias2}, *rates = o->rates.p ? o->rates.p : numbers;
     if (clip == 0) return RK_OK;
     AdamW s = {{.p = rk_f32(o->p), .g = rk_f32(o->g), .m = rk_f32(o->m), .v = rk_f32(o->v), .gscale = (float)(o->gscale * clip),
-                .lr = (float)o->lr, .beta1 = (float)o->beta1, .one_minus_beta1 = (float)(1 - o->beta1), .beta2 = (float)o->beta2,
-                .one_minus_beta2 = (float)(1 - o->beta2), .eps = (float)o->eps, .wd = (float)o->wd,
-                .inverse_bias1 = (float)(1 / o->bias1), .inverse_bias2 = (float)(1 / o->bias2)},
+                .lr = (float)(o->lr * rates[RK_RATE_LR]), .beta1 = (float)o->beta1, .one_minus_beta1 = (float)(1 - o->beta1), .beta2 = (float)o->beta2,
+                .one_minus_beta2 = (float)(1 - o->beta2), .eps = (float)o->eps, .wd = (float)(o->wd < 0 ? rates[RK_RATE_WD] : o->wd),
+                .inverse_bias1 = (float)rates[RK_RATE_INVERSE_BIAS1], .inverse_bias2 = (float)rates[RK_RATE_INVERSE_BIAS2]},
                o->rows, rk_numel(o->p), rk_rows(o->p), (size_t)rk_cols(o->p)};
     if (o->rows) rk_parallel(rk_cpu_tasks(s.R, rk_cpu_rows_per_task(s.C)), adamw_rows_task, &s);
     else rk_parallel(rk_cpu_tasks(s.n, RK_CPU_GRAIN), adamw_task, &s);
