@@ -410,21 +410,14 @@ class RWKV:
             total, dstate = total + loss, dbefore if dstate is None else dstate
         return total, state, dstate
 
-    def _gradients_truncated(self, ids, targets, chunk_size, state, l2wrap, grad_cp, micro_bsz=None):
-        """(mean loss, state after the last token); the gradient, cut at the chunks' beginnings, is left in the core.
-
-        micro_bsz: so many rows at a time, from the beginning of their texts, and the state is None; default: all together.
-        """
+    def _gradients_truncated(self, ids, targets, chunk_size, state, l2wrap, grad_cp):
+        """(mean loss, state after the last token); the gradient, cut at the chunks' beginnings, is left in the core."""
         size, count = whole_number("chunk_size", chunk_size), _count(targets)
         factors = (1.0 / count, _L2WRAP / ids.size if l2wrap else 0.0)
-        total, start, rows = 0.0, to_core(state, self._core, len(ids)), micro_bsz or len(ids)
         with self._gradients_in_use:
             self._core.zero_gradients()
-            for at in range(0, len(ids), rows):
-                part = slice(at, at + rows)
-                loss, after, _ = self._cut_backward(ids[part], targets[part], factors, start, size, grad_cp)
-                total += loss
-        return total / count, None if micro_bsz else RWKVState(after, self._core)
+            total, after, _ = self._cut_backward(ids, targets, factors, to_core(state, self._core, len(ids)), size, grad_cp)
+        return total / count, RWKVState(after, self._core)
 
     # ---- state ----
 

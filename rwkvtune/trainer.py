@@ -152,13 +152,10 @@ class Trainer:
         self._check_model()
         ids, targets = ids_and_targets(ids, targets, self.model.config.vocab_size)
         c = self.config
-        if c.train_type == "infctx":
-            loss, _ = self.model._gradients_truncated(ids, targets, c.chunk_ctx, None, c.l2wrap, c.grad_cp, c.micro_bsz)
-            return self._count_step(ids.size, self._apply(loss, lr, weight_decay))
         result = self._core.step(
             ids, targets, micro_bsz=min(c.micro_bsz, len(ids)), lr=float(c.lr_init if lr is None else lr),
             weight_decay=float(c.weight_decay if weight_decay is None else weight_decay), l2wrap=bool(c.l2wrap),
-            grad_cp=c.grad_cp, trainable=self._trainable,
+            grad_cp=c.grad_cp, trainable=self._trainable, chunk=c.chunk_ctx if c.train_type == "infctx" else 0,
         )  # fmt: skip
         return self._count_step(ids.size, result)
 

@@ -127,7 +127,7 @@ static PyObject *trainer_write(PyObject *op, PyObject *args) {
 
 static PyObject *sizes(PyTrainer *self) {
     RkModel *m = self->trainer.model;
-    size_t state = self->trainer.before.bytes + self->trainer.dbefore.bytes;
+    size_t state = self->trainer.before.bytes + self->trainer.after.bytes + self->trainer.dbefore.bytes;
     return rk_py_sizes(m->value_bytes, m->grad_bytes, self->trainer.moment_bytes, m->work.bytes, state,
                        rk_thread_scratch_total() + m->store.memory->own + self->trainer.bytes - self->trainer.moment_bytes);
 }
@@ -152,12 +152,12 @@ static PyObject *result_of(const RkStep *s) {
 }
 
 static PyObject *trainer_step(PyObject *op, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"ids", "targets", "micro_bsz", "lr", "weight_decay", "l2wrap", "grad_cp", "trainable", NULL};
+    static char *names[] = {"ids", "targets", "micro_bsz", "lr", "weight_decay", "l2wrap", "grad_cp", "trainable", "chunk", NULL};
     PyTrainer *self = (PyTrainer *)op;
     PyObject *ids_arg, *targets_arg, *trainable = Py_None;
     RkStep s = {.weight_decay = self->weight_decay, .l2wrap = 1};
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|$iddppO:step", names, &ids_arg, &targets_arg, &s.micro_bsz, &s.lr,
-                                     &s.weight_decay, &s.l2wrap, &s.grad_cp, &trainable))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|$iddppOi:step", names, &ids_arg, &targets_arg, &s.micro_bsz, &s.lr,
+                                     &s.weight_decay, &s.l2wrap, &s.grad_cp, &trainable, &s.chunk))
         return NULL;
     PyArrayObject *ids = rk_py_ids(ids_arg, "ids"), *targets = ids ? rk_py_ids(targets_arg, "targets") : NULL;
     if (!targets) return NULL;

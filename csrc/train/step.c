@@ -2,6 +2,7 @@
 
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
 /* Of float16: halved where a gradient overflows, doubled after so many steps in which none did. */
 static const double FIRST_LOSS_SCALE = 65536, LAST_LOSS_SCALE = 16777216;
@@ -70,7 +71,9 @@ int rk_trainer_create(RkTrainer *t, RkModel *model, const unsigned char *frozen)
 
 static void free_states(RkTrainer *t) {
     rk_state_free(&t->before);
+    rk_state_free(&t->after);
     rk_state_free(&t->dbefore);
+    t->carried = 0;
 }
 
 void rk_trainer_free(RkTrainer *t) {
@@ -82,6 +85,7 @@ void rk_trainer_free(RkTrainer *t) {
     free(t->rule);
     free(t->norm);
     free(t->rows);
+    free(t->chunk);
     *t = (RkTrainer){0};
 }
 
@@ -133,22 +137,71 @@ static int set_loss(RkTrainer *t, double loss) {
     return memory->write(memory, result(t, RK_RESULT_LOSS).p, &loss, sizeof loss);
 }
 
+/* The state before the first token of every row. */
+static int begin(RkTrainer *t) {
+    RkMemory *memory = t->model->store.memory;
+    if (t->carried) RK_TRY(memory->zero(memory, t->before.memory, t->before.bytes));
+    t->carried = 0;
+    rk_state_advance(&t->before, 0, 0);
+    return rk_state_from_params(&t->before, &t->model->man, t->model->be);
+}
+
+/* Room for ids and targets of a chunk of n tokens of every row, and for the state after it. */
+static int prepare_chunks(RkTrainer *t, int rows, int n) {
+    size_t bytes = 2 * (size_t)rows * (size_t)n * sizeof *t->chunk;
+    if (bytes > t->chunk_bytes) {
+        int32_t *larger = realloc(t->chunk, bytes);
+        if (!larger) return rk_fail(RK_ENOMEM, "no memory for a chunk of %d x %d ids", rows, n);
+        t->chunk = larger;
+        t->chunk_bytes = bytes;
+    }
+    if (t->after.memory && t->after.most != t->before.most) rk_state_free(&t->after);
+    if (!t->after.memory) RK_TRY(rk_state_create(&t->after, &t->model->cfg, t->model->store, t->before.most, 0));
+    return rk_state_narrow(&t->after, rows);
+}
+
+/* Tokens [at, at + n) of rows [first, first + rows), whose states before them are in t->before. */
+static int run_chunk(RkTrainer *t, const RkStep *s, int first, int rows, int at, int n) {
+    size_t from = (size_t)first * (size_t)s->T, N = (size_t)rows * (size_t)n;
+    int cut = n < s->T;
+    RkBackward b = {.f = {.B = rows, .T = n, .ids = s->ids + from, .targets = s->targets + from, .before = &t->before},
+                    .factors = t->factors, .loss = result(t, RK_RESULT_LOSS), .initial = !at, .grad_cp = s->grad_cp,
+                    .dbefore = t->dbefore.memory && !at ? &t->dbefore : NULL};
+    if (cut) {
+        for (size_t r = 0; r < (size_t)rows; r++) {
+            memcpy(t->chunk + r * (size_t)n, b.f.ids + r * (size_t)s->T + at, (size_t)n * sizeof *t->chunk);
+            memcpy(t->chunk + N + r * (size_t)n, b.f.targets + r * (size_t)s->T + at, (size_t)n * sizeof *t->chunk);
+        }
+        b.f.ids = t->chunk;
+        b.f.targets = t->chunk + N;
+        b.f.after = &t->after;
+    }
+    RK_TRY(rk_model_forward_backward(t->model, &b));
+    RkState left = t->after;
+    if (cut) t->after = t->before, t->before = left, t->carried = 1;
+    return RK_OK;
+}
+
+static int run_rows(RkTrainer *t, const RkStep *s, int first, int rows) {
+    int chunk = s->chunk > 0 && s->chunk < s->T ? s->chunk : s->T;
+    for (int at = 0; at < s->T; at += chunk) {
+        int n = s->T - at < chunk ? s->T - at : chunk;
+        RK_TRY(rk_trainer_prepare(t, (RkWorkSize){rows, n, 1, s->grad_cp}));
+        if (!at) RK_TRY(begin(t));
+        if (chunk < s->T) RK_TRY(prepare_chunks(t, rows, n));
+        RK_TRY(run_chunk(t, s, first, rows, at, n));
+    }
+    return RK_OK;
+}
+
 /* Gradients of all micro-batches, and the sum of their losses in the step's results. */
-static int accumulate(RkTrainer *t, RkStep *s, int64_t counted) {
+static int accumulate(RkTrainer *t, const RkStep *s, int64_t counted) {
     RkMemory *memory = t->model->store.memory;
     double l2 = s->l2wrap ? 1e-4 / ((double)s->B * s->T) : 0, factors[2] = {t->loss_scale / (double)counted, l2 * t->loss_scale};
     RK_TRY(memory->write(memory, t->factors.p, factors, sizeof factors));
     RK_TRY(set_loss(t, 0));
-    for (int first = 0; first < s->B; first += s->micro_bsz) {
-        int rows = s->B - first < s->micro_bsz ? s->B - first : s->micro_bsz;
-        RK_TRY(rk_trainer_prepare(t, (RkWorkSize){rows, s->T, 1, s->grad_cp}));
-        RK_TRY(rk_state_from_params(&t->before, &t->model->man, t->model->be));
-        size_t at = (size_t)first * (size_t)s->T;
-        RkBackward b = {.f = {.B = rows, .T = s->T, .ids = s->ids + at, .targets = s->targets + at, .before = &t->before},
-                        .factors = t->factors, .loss = result(t, RK_RESULT_LOSS), .initial = 1, .grad_cp = s->grad_cp,
-                        .dbefore = t->dbefore.memory ? &t->dbefore : NULL};
-        RK_TRY(rk_model_forward_backward(t->model, &b));
-    }
+    for (int first = 0; first < s->B; first += s->micro_bsz)
+        RK_TRY(run_rows(t, s, first, s->B - first < s->micro_bsz ? s->B - first : s->micro_bsz));
     return RK_OK;
 }
 
@@ -332,6 +385,7 @@ static void grow_loss_scale(RkTrainer *t) {
 
 int rk_train_step(RkTrainer *t, RkStep *s) {
     RK_CHECK(s->micro_bsz >= 1, "micro_bsz must be at least 1, not %d", s->micro_bsz);
+    RK_CHECK(s->chunk >= 0, "chunk must not be negative, not %d", s->chunk);
     RK_TRY(check_rates(s));
     int64_t counted = 0;
     for (size_t i = 0, n = (size_t)s->B * (size_t)s->T; i < n; i++) counted += s->targets[i] != RK_IGNORE;

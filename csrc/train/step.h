@@ -32,7 +32,10 @@ typedef struct RkTrainer {
     uint64_t writes;                     /* of the model when masters were loaded */
     double loss_scale;                   /* float16: gradients are computed times this, so that small ones are not lost; else 1 */
     int64_t good_steps;                  /* since it last changed */
-    RkState before, dbefore;             /* of one micro-batch */
+    RkState before, after, dbefore;      /* of one micro-batch; after: where chunks leave the state for the next */
+    int carried;                         /* `before` holds what a chunk left behind: it is no beginning */
+    int32_t *chunk;                      /* ids and targets of one */
+    size_t chunk_bytes;
 } RkTrainer;
 
 /* Bytes of the moments and masters of a trainer that updates all of the model, and of its scratch. */
@@ -56,6 +59,7 @@ typedef struct RkStep {
     const int32_t *ids, *targets; /* (B,T) */
     double lr, weight_decay;
     int l2wrap, grad_cp;
+    int chunk;                    /* > 0: rows are run in chunks of so many tokens, the state carried on, no gradient through it */
     const unsigned char *frozen;  /* per parameter; NULL: none */
     double loss, grad_norm;       /* out: mean over counted targets; norm before clipping */
     const char *bad;              /* out: the first tensor that is not finite; then nothing was updated */

@@ -90,6 +90,13 @@ def test_training_follows_the_cpu(version, precision):
 
 
 @on_a_device
+def test_chunks_of_training_follow_the_cpu():
+    chunks = dict(train_type="infctx", chunk_ctx=7)
+    (want, _, _), (got, _, _) = trained("cpu", "fp32", **chunks), trained("cuda", "fp32", **chunks)
+    assert_within(got, want, 16 * 2**-24 * np.array(want), "losses and norms")
+
+
+@on_a_device
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_two_runs_and_recomputation_give_the_same_bits(precision):
     first, model, _ = trained("cuda", precision, steps=2)
@@ -154,6 +161,9 @@ def difference(before):
     return {name: n - before[name] for name, n in counts().items()}
 
 
+CHUNKS = dict(train_type="infctx", chunk_ctx=5)  # of which the last has two tokens
+
+
 def batches(n, rows=5, length=12):
     """n batches of which each has another number of targets that count."""
     for seed in range(n):
@@ -163,10 +173,13 @@ def batches(n, rows=5, length=12):
 
 
 @on_the_host
-@pytest.mark.parametrize("sizes", [dict(model_type="x070"), dict(model_type="x060", time_state=True)])
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_a_training_step_waits_once_and_allocates_nothing(precision, sizes):
-    trainer = Trainer(small_model(precision=precision, device="cuda", **sizes), TrainingConfig(precision=precision, micro_bsz=2))
+@pytest.mark.parametrize("precision, sizes, config", [
+    ("bf16", dict(model_type="x070"), {}),
+    ("fp16", dict(model_type="x060", time_state=True), {}),
+    ("bf16", dict(model_type="x070", time_state=True), CHUNKS),
+])  # fmt: skip
+def test_a_training_step_waits_once_and_allocates_nothing(precision, sizes, config):
+    trainer = Trainer(small_model(precision=precision, device="cuda", **sizes), TrainingConfig(precision=precision, micro_bsz=2, **config))
     for number, (ids, targets) in enumerate(batches(4)):
         before = counts()
         trainer.step(ids, targets, lr=1e-3)
@@ -177,15 +190,15 @@ def test_a_training_step_waits_once_and_allocates_nothing(precision, sizes):
 
 
 @on_a_device
-@pytest.mark.parametrize("grad_cp", [0, 1])
+@pytest.mark.parametrize("config", [{}, dict(grad_cp=1), CHUNKS], ids=["", "grad_cp", "chunks"])
 @pytest.mark.parametrize("version", VERSIONS)
-def test_recorded_steps_give_the_bits_of_steps_that_are_not(version, grad_cp, monkeypatch):
+def test_recorded_steps_give_the_bits_of_steps_that_are_not(version, config, monkeypatch):
     """With other tokens, targets, rates and factors in every step: none of them may be part of a recording."""
     runs = []
     for blocking in ("0", "1"):  # 1: a device is asked to launch one kernel after another, and nothing is recorded
         monkeypatch.setenv("CUDA_LAUNCH_BLOCKING", blocking)
         model = small_model(precision="bf16", model_type=version, device="cuda", time_state=version != "x052")
-        trainer = Trainer(model, TrainingConfig(precision="bf16", micro_bsz=2, grad_cp=grad_cp))
+        trainer = Trainer(model, TrainingConfig(**dict(precision="bf16", micro_bsz=2, grad_cp=0) | config))
         numbers = []
         for number, (ids, targets) in enumerate(batches(4)):
             trainer.config.l2wrap = number % 2 == 0
