@@ -3,6 +3,7 @@
 Without a device, and where RWKVTUNE_TEST_CORE names no core of tests/cuda_host, only the refusal is tested here."""
 
 import ctypes
+import threading
 
 import numpy as np
 import pytest
@@ -239,6 +240,29 @@ def test_recorded_decoding_gives_the_tokens_of_decoding_that_is_not(monkeypatch)
         model = small_model(precision="fp32", device="cuda")
         runs.append([list(model.generate([1, 2, 3 + seed], max_new_tokens=9, seed=seed)) for seed in range(3)])
     assert runs[0] == runs[1]
+
+
+@on_a_device
+def test_states_are_made_while_another_thread_runs_the_model():
+    """Not into its recordings: then they would never be zeros."""
+    want = list(small_model(device="cuda", precision="fp32").generate([1, 2, 3], max_new_tokens=5))
+    made, running = [], True
+
+    def make_states(model):
+        while running:
+            made.append(all(not np.any(value) for value in model.init_state(2).to_numpy().values()))
+
+    for _ in range(3):
+        model, running = small_model(device="cuda", precision="fp32"), True
+        other = threading.Thread(target=make_states, args=[model])
+        other.start()
+        try:
+            got = list(model.generate([1, 2, 3], max_new_tokens=5))
+        finally:
+            running = False
+            other.join()
+        assert got == want
+    assert made and all(made)
 
 
 @on_the_host
