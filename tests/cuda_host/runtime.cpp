@@ -7,6 +7,7 @@
 #include <map>
 #include <mutex>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "host.h"
@@ -27,7 +28,7 @@ std::map<char *, Allocation> allocations; /* by the address the caller has */
 constexpr int DEVICES = 2;
 thread_local int captures, current_device; /* captures are of the mode in which only their own thread may not allocate and wait */
 struct Counts { long allocations, waits, launches, captures, replays; } counts;
-int refuse_launches, refuse_captures, capability = 90, driverless;
+int refuse_launches, refuse_captures, capture_ms, capability = 90, driverless;
 thread_local std::string failure;
 thread_local cudaError_t last;
 
@@ -178,6 +179,7 @@ cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
     return cudaSuccess;
 }
 cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *graph) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(capture_ms));
     *graph = stream->capturing;
     stream->capturing = nullptr;
     captures--;
@@ -218,6 +220,9 @@ extern "C" __attribute__((visibility("default"))) void cuda_host_refuse(int laun
     refuse_launches = launches;
     refuse_captures = ends_of_captures;
 }
+
+/* For tests: how long a capture takes, for what other threads do meanwhile. */
+extern "C" __attribute__((visibility("default"))) void cuda_host_capture_ms(int ms) { capture_ms = ms; }
 
 /* For tests: the compute capability of the devices, times 10; 0: there is no driver. */
 extern "C" __attribute__((visibility("default"))) void cuda_host_capability(int times_ten) {
