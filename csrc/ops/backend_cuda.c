@@ -6,31 +6,47 @@
 
 #include "cuda/device.h"
 
-static const RkTensor *tensor_of(const RkField *f, const void *args) {
-    const RkTensor *t = (const RkTensor *)((const char *)args + f->offset);
-    return f->kind == RK_FIELD_T && t->p ? t : NULL;
-}
-
-/* Puts an op's name, and the shape of the first tensor it was called on, before what is said of its failure. */
-static int told(int rc, const char *name, const char *direction, const void *args) {
-    if (rc != RK_EDEVICE) return rc;
+/* Puts what was called, and the shape of a tensor of its arguments, before what is said of its failure. */
+static int told(int rc, const char *called, const char *name, RkTensor t) {
     char why[400], shape[48] = "";
     snprintf(why, sizeof why, "%s", rk_error());
-    const RkOpInfo *op = rk_op_info;
-    while (strcmp(op->name, name)) op++;
-    const RkField *f = op->fields, *end = f + op->n_fields;
-    while (f < end && !tensor_of(f, args)) f++;
-    if (f == end) return rk_fail(rc, "%s %s: %s", name, direction, why);
-    const RkTensor *t = tensor_of(f, args);
-    for (int k = 0, n = 0; k < rk_rank(*t); k++) n += snprintf(shape + n, sizeof shape - (size_t)n, "%s%d", k ? ", " : "", t->d[k]);
-    return rk_fail(rc, "%s %s, %s (%s): %s", name, direction, f->name, shape, why);
+    for (int k = 0, n = 0; k < rk_rank(t); k++) n += snprintf(shape + n, sizeof shape - (size_t)n, "%s%d", k ? ", " : "", t.d[k]);
+    return rk_fail(rc, "%s, %s (%s): %s", called, name, shape, why);
 }
 
-#define X(op, Args, FIELDS) static int op##_fwd(const Args *o) { return told(rk_cuda_##op##_fwd(o), #op, "forward", o); }
+/* The same of an op, with the first tensor that is there. */
+static int told_op(int rc, const char *op, const char *direction, const void *args) {
+    if (rc != RK_EDEVICE) return rc;
+    char called[64];
+    snprintf(called, sizeof called, "%s %s", op, direction);
+    const RkOpInfo *info = rk_op_info;
+    while (strcmp(info->name, op)) info++;
+    for (const RkField *f = info->fields; f < info->fields + info->n_fields; f++) {
+        const RkTensor *t = (const RkTensor *)((const char *)args + f->offset);
+        if (f->kind == RK_FIELD_T && t->p) return told(rc, called, f->name, *t);
+    }
+    return rc;
+}
+
+static int products_fwd(const RkProducts *p) {
+    int rc = rk_cuda_products_fwd(p);
+    for (int i = 0; rc == RK_EDEVICE && i < RK_MAX_PRODUCTS; i++) {
+        if (p->linear[i]) return told(rc, "products that run together", "x of one", p->linear[i]->x);
+        if (p->lowrank[i]) return told(rc, "products that run together", "y of one", p->lowrank[i]->y);
+    }
+    return rc;
+}
+
+static int draw(const RkDraw *o) {
+    int rc = rk_cuda_draw(o);
+    return rc == RK_EDEVICE ? told(rc, "drawing", "logits", (RkTensor){o->logits, RK_F32, {o->n, o->V}}) : rc;
+}
+
+#define X(op, Args, FIELDS) static int op##_fwd(const Args *o) { return told_op(rk_cuda_##op##_fwd(o), #op, "forward", o); }
 RK_OPS(X)
 #undef X
 
-#define BACKWARD(op, Args) static int op##_bwd(const Args *o) { return told(rk_cuda_##op##_bwd(o), #op, "backward", o); }
+#define BACKWARD(op, Args) static int op##_bwd(const Args *o) { return told_op(rk_cuda_##op##_bwd(o), #op, "backward", o); }
 BACKWARD(embed, RkEmbed)
 BACKWARD(layernorm, RkLayerNorm)
 BACKWARD(linear, RkLinear)
@@ -59,7 +75,7 @@ BACKWARD(attention, RkAttention)
     BOTH(embed), FORWARD(add), BOTH(layernorm), BOTH(linear), BOTH(lowrank), BOTH(shift_lerp), BOTH(ddlerp), \
     BOTH(value_residual), BOTH(key_prep), BOTH(out_gate), BOTH(norm_gate), BOTH(sigmoid_gate),           \
     BOTH(initial_state), BOTH(wkv5), BOTH(wkv6), BOTH(wkv7), BOTH(relu2), BOTH(gelu), BOTH(rope), BOTH(attention),      \
-    FORWARD(xent), FORWARD(sum), FORWARD(adamw), FORWARD(sumsq), FORWARD(clip), .draw = rk_cuda_draw
+    FORWARD(xent), FORWARD(sum), FORWARD(adamw), FORWARD(sumsq), FORWARD(clip), .draw = draw
 
 static int open_exact(int device, RkMemory **memory) { return rk_cuda_open(device, 0, memory); }
 static int open_tf32(int device, RkMemory **memory) { return rk_cuda_open(device, 1, memory); }
@@ -67,7 +83,7 @@ static size_t scratch_bytes(int head_size) { return (void)head_size, 0; /* of th
 
 #define CUDA_BACKEND(symbol, called, type, opened, ...)                                                        \
     const RkBackend symbol = {.name = called, .dtype = type, .sum_dtype = RK_F32, .open = opened, .scratch_bytes = scratch_bytes,        \
-                              .products_fwd = rk_cuda_products_fwd, CUDA_OPS, __VA_ARGS__}
+                              .products_fwd = products_fwd, CUDA_OPS, __VA_ARGS__}
 
 CUDA_BACKEND(rk_backend_cuda_f32, "cuda-fp32", RK_F32, open_exact);
 CUDA_BACKEND(rk_backend_cuda_tf32, "cuda-tf32", RK_F32, open_tf32);

@@ -243,16 +243,18 @@ def test_recorded_decoding_gives_the_tokens_of_decoding_that_is_not(monkeypatch)
 
 
 @on_the_host
-def test_states_are_made_while_another_thread_records():
-    """They would never be zeros if their zeroing were recorded, nor may that thread be refused memory."""
+def test_states_are_copied_while_another_thread_records():
+    """The copy would hold anything if copying were recorded, nor may that thread be refused memory."""
     model, made, running, host = small_model(device="cuda", precision="fp32"), [], True, ctypes.CDLL(core.__file__)
 
-    def make_states():
+    state = model._core.new_state(2)
+
+    def copy_states():
         while running:
             made.append(False)
-            made[-1] = all(not np.any(value) for value in model.init_state(2).to_numpy().values())
+            made[-1] = all(not np.any(value) for _, _, value in state.take([1, 0]).rows())
 
-    other = threading.Thread(target=make_states)
+    other = threading.Thread(target=copy_states)
     host.cuda_host_capture_ms(200)
     other.start()
     try:
