@@ -243,7 +243,7 @@ extern "C" int rk_cuda_attention_fwd(const RkAttention *o) {
     RK_TRY(rk_attention_check(o));
     cudaStream_t stream = rk_stream();
     RK_CUDA_BY_DTYPE(o->q.dtype, T, {
-        RK_TRY(rk_attention_mma(o) ? rk_attention_mma_fwd(o, stream) : attention_fwd<T>(o, stream));
+        RK_TRY(rk_attention_split(o) ? rk_attention_split_fwd(o, stream) : rk_attention_mma(o) ? rk_attention_mma_fwd(o, stream) : attention_fwd<T>(o, stream));
         RK_TRY(attention_append<T>(o->k_past, o->k, o->k_all, o->past, stream));
         return attention_append<T>(o->v_past, o->v, o->v_all, o->past, stream);
     });

@@ -52,4 +52,8 @@ static inline bool rk_attention_mma(const RkAttention *o) {
 int rk_attention_mma_fwd(const RkAttention *o, cudaStream_t stream);
 int rk_attention_mma_bwd(const RkAttention *o, const RkAttentionSlice &slice, cudaStream_t stream);
 
+/* Few queries after many tokens (attention_split_cuda.cu). */
+bool rk_attention_split(const RkAttention *o);
+int rk_attention_split_fwd(const RkAttention *o, cudaStream_t stream);
+
 #endif
