@@ -100,12 +100,13 @@ int rk_check_ids(const RkModel *m, const RkForward *f) {
 /* All that the ops of a call depend on, besides the contents of memory and what is the same in all calls of a model. */
 typedef struct Key {
     int64_t T, training, grad_cp, fresh, initial;
-    const void *work, *grads, *logits, *loss, *factors;
+    const void *work, *grads, *columns, *logits, *loss, *factors;
     struct { const void *memory; int64_t B, most, past, room; } state[4];
 } Key;
 
 static Key key_of(const RkModel *m, const RkState *const state[4]) {
-    Key key = {.T = m->work.size.T, .training = m->work.size.training, .grad_cp = m->work.size.grad_cp, .fresh = m->fresh, .work = m->work.memory, .grads = m->grads};
+    Key key = {.T = m->work.size.T, .training = m->work.size.training, .grad_cp = m->work.size.grad_cp, .fresh = m->fresh,
+               .work = m->work.memory, .grads = m->grads, .columns = m->columns.memory};
     for (int i = 0; i < 4; i++) {
         const RkState *s = state[i];
         if (!s) continue;
