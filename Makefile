@@ -88,7 +88,7 @@ cuda: $(VENV)/.test
 # The thread pool under ThreadSanitizer.
 tsan:
 	@mkdir -p build/tsan
-	$(CC) $(CBASE) -O1 -fsanitize=thread tests/c/test_parallel.c csrc/base/parallel.c csrc/base/cpu.c -lpthread -lm -o build/tsan/test_parallel
+	$(CC) $(CBASE) -O1 -fsanitize=thread tests/c/test_parallel.c csrc/base/parallel.c csrc/base/arena.c csrc/base/cpu.c -lpthread -lm -o build/tsan/test_parallel
 	build/tsan/test_parallel
 
 # The cpu backend on another architecture: cross-compiled, run by an emulator where there is one.

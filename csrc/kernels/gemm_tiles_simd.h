@@ -25,57 +25,67 @@ enum { PARTS = RK_GEMM_PARTS };
 
 /* ---- panels ---- */
 
-/* TILE pairs of the first n of `first` and the first m of `second`, zeros beyond; out: the first part, the others `distance` apart. */
-SIMD void split_pairs(const float *first, size_t n, const float *second, size_t m, const int parts, size_t distance, float *out) {
-    for (size_t i = 0; i < TILE; i += RK_LANES, out += RK_LANES) {
-        Vec x = vec_load_part(first + i, n > i ? n - i : 0), y = vec_load_part(second + i, m > i ? m - i : 0);
-        for (int part = 0; part < parts - 1; part++) {
-            Vec x1 = vec_round_bf16(x), y1 = vec_round_bf16(y);
-            vec_store(out + (size_t)part * distance, vec_pair_bf16(x1, y1));
-            x = x - x1, y = y - y1;
-        }
-        vec_store(out + (size_t)(parts - 1) * distance, vec_pair_bf16(x, y)); /* unrounded: exact, or not finite and so to stay */
+/* The parts of a vector of pairs, `distance` apart; the last unrounded: it is exact, or not finite and so to stay. */
+SIMD void split_pairs(Vec first, Vec second, const int parts, size_t distance, float *out) {
+    for (int part = 0; part < parts - 1; part++, out += distance) {
+        Vec x = vec_round_bf16(first), y = vec_round_bf16(second);
+        vec_store(out, vec_pair_bf16(x, y));
+        first = first - x, second = second - y;
     }
+    vec_store(out, vec_pair_bf16(first, second));
 }
 
-SIMD void turn_tile(const float *tile, float *out) {
+/* Half of a tile: TILE x TILE floats. */
+typedef struct HalfTile { const float *at; size_t stride; } HalfTile;
+
+/* A tile of each part from the earlier and the later steps; turned: a row of `out` is a column of both. */
+SIMD void pack_tile(HalfTile first, HalfTile second, const int turned, const int parts, size_t distance, float *out) {
     for (size_t i = 0; i < TILE; i += RK_LANES)
         for (size_t j = 0; j < TILE; j += RK_LANES) {
-            Vec column[RK_LANES];
-            vec_transpose(tile + i * TILE + j, TILE, column);
-            for (size_t c = 0; c < RK_LANES; c++) vec_store(out + (j + c) * TILE + i, column[c]);
+            Vec x[RK_LANES], y[RK_LANES];
+            if (turned) {
+                vec_transpose(first.at + i * first.stride + j, first.stride, x);
+                vec_transpose(second.at + i * second.stride + j, second.stride, y);
+            }
+            for (size_t c = 0; c < RK_LANES; c++) {
+                if (turned) split_pairs(x[c], y[c], parts, distance, out + (j + c) * TILE + i);
+                else split_pairs(vec_load(first.at + (i + c) * first.stride + j), vec_load(second.at + (i + c) * second.stride + j), parts, distance, out + (i + c) * TILE + j);
+            }
         }
 }
 
-/* `lines` lines and `steps` steps from src on, into one tile of each part. */
-SIMD void pack_tile(const RkGemmPack *p, const float *src, size_t lines, size_t steps, const int parts, size_t distance, float *out) {
-    _Alignas(64) float turned[PARTS * TILE_FLOATS];
-    const size_t stride = p->stride, later = steps > TILE ? steps - TILE : 0;
-    const int turn = p->along_k != p->left;
-    float *rows = turn ? turned : out;
-    size_t apart = turn ? TILE_FLOATS : distance;
-    for (size_t row = 0; row < TILE; row++, src += stride, rows += TILE) {
-        if (p->along_k) split_pairs(src, row < lines ? steps : 0, src + TILE, row < lines ? later : 0, parts, apart, rows);
-        else split_pairs(src, row < steps ? lines : 0, src + TILE * stride, row < later ? lines : 0, parts, apart, rows);
-    }
-    for (int part = 0; turn && part < parts; part++) turn_tile(turned + part * TILE_FLOATS, out + (size_t)part * distance);
+/* The same numbers where there are fewer, with zeros for the others. */
+SIMD HalfTile filled_up(HalfTile h, size_t rows, size_t cols, float *room) {
+    for (size_t r = 0; r < TILE; r++)
+        for (size_t i = 0; i < TILE; i += RK_LANES)
+            vec_store(room + r * TILE + i, r < rows && i < cols ? vec_load_part(h.at + r * h.stride + i, cols - i) : vec_set(0));
+    return (HalfTile){room, TILE};
 }
 
-SIMD void pack_parts(const RkGemmPack *p, size_t i, size_t lines, const int parts, float *out) {
-    size_t distance = p->width * TILE;
+SIMD void pack_parts(const RkGemmPack *p, size_t i, size_t lines, const int turned, const int parts, float *out) {
+    _Alignas(64) float room[2][TILE_FLOATS];
+    size_t distance = p->width * TILE, stride = p->stride, line = p->along_k ? stride : 1, step = p->along_k ? 1 : stride;
     for (size_t k = 0; k < p->K; k += TILE_STEPS, out += (size_t)(parts - 1) * distance)
         for (size_t w = 0; w < p->width; w += TILE, out += TILE_FLOATS) {
-            size_t n = lines - w, steps = p->K - k;
-            const float *src = p->src + (i + w) * (p->along_k ? p->stride : 1) + k * (p->along_k ? 1 : p->stride);
-            if (n >= TILE && steps >= TILE_STEPS) pack_tile(p, src, TILE, TILE_STEPS, parts, distance, out);
-            else pack_tile(p, src, n < TILE ? n : TILE, steps < TILE_STEPS ? steps : TILE_STEPS, parts, distance, out);
+            HalfTile first = {p->src + (i + w) * line + k * step, stride}, second = {first.at + TILE * step, stride};
+            size_t n = lines - w, m = p->K - k, later = m > TILE ? m - TILE : 0;
+            if (n < TILE || later < TILE) {
+                first = filled_up(first, p->along_k ? n : m, p->along_k ? m : n, room[0]);
+                second = filled_up(second, p->along_k ? n : later, p->along_k ? later : n, room[1]);
+            }
+            pack_tile(first, second, turned, parts, distance, out);
         }
 }
 
 static void k_gemm_pack(const RkGemmPack *p, size_t i, size_t lines, void *panel) {
-    if (p->parts == 1) pack_parts(p, i, lines, 1, panel);
-    else if (p->parts == 2) pack_parts(p, i, lines, 2, panel);
-    else pack_parts(p, i, lines, PARTS, panel);
+    switch (2 * p->parts + (p->along_k != p->left)) {
+        case 2: pack_parts(p, i, lines, 0, 1, panel); break;
+        case 3: pack_parts(p, i, lines, 1, 1, panel); break;
+        case 4: pack_parts(p, i, lines, 0, 2, panel); break;
+        case 5: pack_parts(p, i, lines, 1, 2, panel); break;
+        case 6: pack_parts(p, i, lines, 0, PARTS, panel); break;
+        default: pack_parts(p, i, lines, 1, PARTS, panel); break;
+    }
 }
 
 /* ---- tiles: 0 to 3 are sums, two by two, 4 and 5 of A, 6 and 7 of B ---- */
@@ -88,7 +98,7 @@ static void k_gemm_pack(const RkGemmPack *p, size_t i, size_t lines, void *panel
         if (rows > 1 && cols > 1) DO(3, 1, 1); \
     } while (0)
 
-typedef struct SumTiles { float *c; size_t ldc, rows, cols; int add; } SumTiles; /* rows, cols: how many of those to touch */
+typedef struct SumTiles { float *c; size_t ldc, rows, cols, K; int add; } SumTiles; /* rows, cols: of C from here on, of which some are touched */
 
 SIMD size_t of_tile(size_t n, size_t tile) { return n < tile * TILE ? 0 : n - tile * TILE; }
 
@@ -144,8 +154,8 @@ SIMD void add_products(const int rows, const int cols) {
 }
 
 /* A step's share of the tiles of C below these, wanted next; in the cache of the second level they are, or on their way, by then. */
-SIMD void fetch_below(const SumTiles *s, size_t k, size_t K, const int rows) {
-    size_t step = k / TILE_STEPS, steps = (K + TILE_STEPS - 1) / TILE_STEPS, most = 2 * TILE;
+SIMD void fetch_below(const SumTiles *s, size_t k, const int rows) {
+    size_t step = k / TILE_STEPS, steps = (s->K + TILE_STEPS - 1) / TILE_STEPS, most = 2 * TILE;
     if (s->rows <= (size_t)rows * TILE) return;
     for (size_t r = most * step / steps; r < most * (step + 1) / steps; r++) {
         const float *at = s->c + ((size_t)rows * TILE + r) * s->ldc;
@@ -156,12 +166,12 @@ SIMD void fetch_below(const SumTiles *s, size_t k, size_t K, const int rows) {
 }
 
 /* rows x cols tiles of C. */
-SIMD void sum_tiles(const SumTiles *s, size_t K, const float *a, const float *b, const int rows, const int cols, const int parts) {
+SIMD void sum_tiles(const SumTiles *s, const float *a, const float *b, const int rows, const int cols, const int parts) {
     const size_t next_a = (size_t)rows * TILE_FLOATS, next_b = (size_t)cols * TILE_FLOATS;
     sums_begin(s, rows, cols);
-    for (size_t k = 0; k < K; k += TILE_STEPS, a += PARTS * next_a, b += (size_t)parts * next_b) {
+    for (size_t k = 0; k < s->K; k += TILE_STEPS, a += PARTS * next_a, b += (size_t)parts * next_b) {
         load_right(b, cols), load_left(a + 2 * next_a, rows), add_products(rows, cols);
-        fetch_below(s, k, K, rows);
+        fetch_below(s, k, rows);
         load_left(a + next_a, rows), add_products(rows, cols);
         if (parts > 1) load_right(b + next_b, cols), add_products(rows, cols);
         load_left(a, rows), add_products(rows, cols);
@@ -174,13 +184,13 @@ SIMD void sum_tiles(const SumTiles *s, size_t K, const float *a, const float *b,
 /* All rows of one panel of B. */
 SIMD void block_of_tiles(const RkGemmBlock *g, const int cols, const int parts) {
     const float *a = g->a, *b = g->b;
-    SumTiles s = {.c = g->c, .ldc = g->ldc, .rows = g->rows, .cols = g->cols, .add = g->add};
+    SumTiles s = {.c = g->c, .ldc = g->ldc, .rows = g->rows, .cols = g->cols, .K = g->K, .add = g->add};
     size_t units = (g->rows + TILE - 1) / TILE, steps = (g->K + TILE_STEPS - 1) / TILE_STEPS, panels = rk_gemm_panels(units, 2);
     for (size_t panel = 0; panel < panels; panel++) {
         size_t tiles = rk_gemm_panel_rows(units, 2, panel);
         fetch_ahead(g, panel, panels);
-        if (tiles > 1) sum_tiles(&s, g->K, a, b, 2, cols, parts);
-        else sum_tiles(&s, g->K, a, b, 1, cols, parts);
+        if (tiles > 1) sum_tiles(&s, a, b, 2, cols, parts);
+        else sum_tiles(&s, a, b, 1, cols, parts);
         a += steps * PARTS * tiles * TILE_FLOATS;
         s.c += tiles * TILE * s.ldc, s.rows -= tiles * TILE; /* the last panel may take it below zero: unused then */
     }
