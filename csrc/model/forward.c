@@ -125,9 +125,14 @@ static void gather(const int32_t *from, int32_t *to, const RkForward *f, int t0,
         memcpy(to + (size_t)b * (size_t)n, from + (size_t)b * (size_t)f->T + t0, (size_t)n * sizeof *to);
 }
 
-enum { INFER_ROWS = 512 }; /* rows (B*T) of one piece of an inference forward, or one token of every sequence */
+/* Rows (B*T) of one piece of an inference forward, or one token of every sequence. On a device a product of 512 rows and 4096 outputs
+ * would be 64 tiles of 128 x 256 for 132 multiprocessors. */
+enum { INFER_ROWS = 512, DEVICE_INFER_ROWS = 4096 };
 
-int rk_model_piece(int B) { return B >= INFER_ROWS ? 1 : INFER_ROWS / B; }
+int rk_model_piece(const RkModel *m, int B) {
+    int rows = rk_on_host(m->store.memory) ? INFER_ROWS : DEVICE_INFER_ROWS;
+    return B >= rows ? 1 : rows / B;
+}
 
 typedef struct Piece { RkModel *m; const RkForward *f; RkState *state; } Piece;
 
@@ -186,7 +191,7 @@ int rk_model_forward(RkModel *m, RkForward *f) {
     RK_TRY(rk_state_reserve(f->after, (int64_t)(f->before ? f->before->past : 0) + f->T));
     if (f->before && f->before != f->after) RK_TRY(rk_state_copy(f->after, f->before));
     if (!f->before) RK_TRY(rk_state_from_params(f->after, &m->man, m->be));
-    int piece = rk_model_piece(f->B);
+    int piece = rk_model_piece(m, f->B);
     f->loss = 0;
     f->count = counted(f);
     size_t rows = (size_t)f->B * (size_t)piece;

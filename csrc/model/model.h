@@ -67,8 +67,8 @@ typedef struct RkForward {
     int64_t count;          /* out: how many targets count */
 } RkForward;
 
-/* Inference: any T >= 1, in pieces of at most rk_model_piece(B) tokens, so that T costs no memory. */
-int rk_model_piece(int B);
+/* Inference: any T >= 1, in pieces of at most rk_model_piece tokens, so that T costs no memory. */
+int rk_model_piece(const RkModel *m, int B);
 int rk_model_forward(RkModel *m, RkForward *f);
 
 typedef struct RkBackward {

@@ -462,7 +462,7 @@ static PyObject *model_plan(PyObject *op, PyObject *args, PyObject *kwargs) {
     if ((int64_t)B * T > INT32_MAX / 2) return PyErr_Format(PyExc_ValueError, "a batch of %d x %d tokens is too large for one call", B, T);
     size_t state = training ? rk_state_bytes(&m->cfg, m->store, B, 0) * (1 + (m->cfg.time_state != 0))
                             : rk_state_bytes(&m->cfg, m->store, B, T);
-    if (!training && T > rk_model_piece(B)) T = rk_model_piece(B);
+    if (!training && T > rk_model_piece(m, B)) T = rk_model_piece(m, B);
     size_t work = rk_work_measure(&m->cfg, &m->man, m->store, (RkWorkSize){B, T, training, grad_cp});
     if (!work) return PyErr_NoMemory();
     size_t gradients = 0, moments = 0, scratch = 0, copies = 0;
