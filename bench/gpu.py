@@ -130,7 +130,7 @@ def product_args(R, K, M, form=None, active=None):
     if form:
         args["w"] = (form, core.convert_weight(("fp32", np.resize(np.random.default_rng(0).standard_normal(1 << 16, np.float32), (M, K))), form))
     if active is not None:
-        args["wt"] = bf16(K, M)
+        args["columns"] = bf16(K, M)
         args["x"][:, np.random.default_rng(0).random(K) >= active] = 0
     return args
 

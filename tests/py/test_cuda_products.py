@@ -193,9 +193,9 @@ def test_sparse_row(kind, share):
         wt = np.ascontiguousarray(np.where(x.T == 0, np.nan, w.T))
         for wide in (("y",), ()):
             setting = Setting(kind, wide)
-            got = setting.run("linear", "fwd", dict(x=x, w=w * np.nan, wt=wt, y=blank(1, M)))["y"]
+            got = setting.run("linear", "fwd", dict(x=x, w=w * np.nan, columns=wt, y=blank(1, M)))["y"]
             assert_as_good_as_rounding(setting, {"y": got}, lambda p: {"y": p["x"] @ p["w"].T}, dict(x=x, w=w), f"{kind} {(M, K, share)}")
-    nan = setting.run("linear", "fwd", dict(x=x * np.nan, w=w, wt=np.ascontiguousarray(w.T), y=blank(1, M)))["y"]
+    nan = setting.run("linear", "fwd", dict(x=x * np.nan, w=w, columns=np.ascontiguousarray(w.T), y=blank(1, M)))["y"]
     assert np.isnan(nan).all()
 
 
