@@ -1,7 +1,7 @@
 /* gemm_tiles_simd.h - a matrix product C (M,N) = or += A (M,K) B (K,N) of float32 from products of bf16 tiles; kernels/gemm.c cuts it.
  *
  * Every element is written as a sum of numbers of 8 significant bits, a = a1 + a2 + a3, each the nearest to what is left: exactly, for
- * the second is at most 2^-8 of the first, the third 2^-9 of that, and 24 bits are then used up. Of the nine products of parts
+ * with 2^e <= |a| the second is at most 2^(e-8), the third 2^(e-17), and a has no bit below 2^(e-23). Of the nine products of parts
  *     a3 b1, a2 b1, a2 b2, a1 b2, a1 b3, a1 b1
  * are made, in this order, which exchanges one operand at a time and has the large one last; the others are at most 2^-24 |a b|
  * together. Weights of fewer bits have fewer parts; as the products of zeros that fall away add nothing, the result is the same.
