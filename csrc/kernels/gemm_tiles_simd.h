@@ -48,8 +48,8 @@ SIMD void pack_tile(HalfTile first, HalfTile second, const int turned, const int
                 vec_transpose(second.at + i * second.stride + j, second.stride, y);
             }
             for (size_t c = 0; c < RK_LANES; c++) {
-                if (turned) split_pairs(x[c], y[c], parts, distance, out + (j + c) * TILE + i);
-                else split_pairs(vec_load(first.at + (i + c) * first.stride + j), vec_load(second.at + (i + c) * second.stride + j), parts, distance, out + (i + c) * TILE + j);
+                if (!turned) x[c] = vec_load(first.at + (i + c) * first.stride + j), y[c] = vec_load(second.at + (i + c) * second.stride + j);
+                split_pairs(x[c], y[c], parts, distance, out + (turned ? (j + c) * TILE + i : (i + c) * TILE + j));
             }
         }
 }
@@ -104,7 +104,8 @@ SIMD size_t of_tile(size_t n, size_t tile) { return n < tile * TILE ? 0 : n - ti
 
 SIMD void copy_edge(const float *from, size_t from_stride, size_t rows, size_t cols, float *to, size_t to_stride) {
     for (size_t r = 0; r < TILE && r < rows; r++)
-        for (size_t i = 0; i < TILE && i < cols; i += RK_LANES) vec_store_part(to + r * to_stride + i, cols - i, vec_load_part(from + r * from_stride + i, cols - i));
+        for (size_t i = 0; i < TILE && i < cols; i += RK_LANES)
+            vec_store_part(to + r * to_stride + i, cols - i, vec_load_part(from + r * from_stride + i, cols - i));
 }
 
 SIMD void sums_begin(const SumTiles *s, const int rows, const int cols) {
