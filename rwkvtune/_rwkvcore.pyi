@@ -29,6 +29,9 @@ def run_op(backend: str, op: str, direction: str, args: Mapping[str, Any], times
     The arrays' shapes are the tensors' shapes (at most 4 dimensions). Missing fields are absent tensors or zeros.
     For tests: shapes are not compared with each other, so wrong ones read and write outside the arrays."""
 
+def columns_read() -> tuple[int, int]:
+    """(columns that decoding has read of the matrices behind relu(k)^2, columns there were), of this process so far; a batch reads those that any row needs."""
+
 def convert_weight(weight: tuple[str, np.ndarray], format: str, out: np.ndarray | None = None) -> np.ndarray:
     """A tensor in another format, written to out where that is given.  weight: (format, C-contiguous array); "fp32": float32, "bf16": its bits in uint16, "fp16": float16,
     "int8" and "int4": uint8 (rows, bytes of a row), see csrc/base/quant.h.  ValueError: numbers too large, or not finite in int8 and int4."""

@@ -114,6 +114,8 @@ SIMD void sums_range(const RkRowsTimesMatrix *a, size_t lo, size_t hi, size_t r,
     for (size_t k = 0; k < a->K; k += SUM_RUN) {
         size_t j = lo;
         for (; j + tile <= hi; j += tile) sums_tile(a, k, j, tile, r, rows, vectors, dtype);
+        const size_t half = tile / 2; /* one vector at a time would wait for its chain: four cycles for each row of m */
+        for (; vectors > 4 && j + half <= hi; j += half) sums_tile(a, k, j, half, r, rows, vectors / 2, dtype);
         for (; j + RK_LANES <= hi; j += RK_LANES) sums_tile(a, k, j, RK_LANES, r, rows, 1, dtype);
         if (j < hi) sums_tile(a, k, j, hi - j, r, rows, 1, dtype);
     }

@@ -4,6 +4,7 @@
 #include "py/py_model.h"
 
 #include "base/quant.h"
+#include "ops/linear/by_column.h"
 
 static int element_type(int dtype) {
     return dtype == RK_F32 ? NPY_FLOAT32 : dtype == RK_BF16 ? NPY_UINT16 : dtype == RK_F16 ? NPY_FLOAT16 : NPY_UINT8;
@@ -105,7 +106,14 @@ RkTensor *rk_py_weights(PyObject *dict, const RkConfig *cfg, RkPyState *st) {
     return weights;
 }
 
+static PyObject *columns_read(PyObject *module, PyObject *unused) {
+    (void)module, (void)unused;
+    RkColumnsRead columns = rk_cpu_columns_read();
+    return Py_BuildValue("(KK)", (unsigned long long)columns.read, (unsigned long long)columns.all);
+}
+
 static PyMethodDef functions[] = {
+    {"columns_read", columns_read, METH_NOARGS, "columns_read(): (columns that decoding has read of matrices behind relu(k)^2, columns there were)."},
     {"convert_weight", convert_weight, METH_VARARGS, "convert_weight((format, array), format): the array of another format."},
     {NULL, NULL, 0, NULL},
 };

@@ -16,7 +16,7 @@ _PREFILL = {
 }  # fmt: skip
 _DECODE = {
     "shape": "shape", "precision": "weights", "streams": "streams", "tokens_per_second": "tok/s", "read_mb": "MB read", "gbs": "GB/s", "read_gbs": "memory GB/s",
-    "share": "of memory", "sampled": "sampled tok/s", "first_token_ms": "first token ms", "note": "",
+    "share": "of memory", "value_read": "ffn.value read", "sampled": "sampled tok/s", "first_token_ms": "first token ms", "note": "",
 }  # fmt: skip
 
 
@@ -59,6 +59,7 @@ def run_prefill(path, precision, tokens, threads, seconds):
 
 def run_decode(path, precision, streams, threads, seconds):
     """One row for each number of streams; what a user sees of generation beside the first."""
+    from .. import _rwkvcore
     from .machine import read_gbs
 
     model = _ready(path, precision, threads)
@@ -66,9 +67,13 @@ def run_decode(path, precision, streams, threads, seconds):
         return [{"note": _ABSENT}]
     before, rows = read_gbs(threads), []
     for number in streams:
+        some, every = _rwkvcore.columns_read()
         took = _step_time(model, number, seconds)
         read = bytes_per_step(model)
         rows.append({"streams": number, "tokens_per_second": number / took, "read_mb": read / 1e6, "gbs": 1e-9 * read / took})
+        some, every = (now - before for now, before in zip(_rwkvcore.columns_read(), (some, every), strict=True))
+        if every:
+            rows[-1]["value_read"] = some / every
     rows[0] |= _as_a_user(model, seconds)
     limit = max(before, read_gbs(threads))
     return [{**row, "read_gbs": limit, "share": row["gbs"] / limit} for row in rows]
@@ -130,6 +135,8 @@ def measure_decode(options):
 
     notes = (
         "MB read: weights but the embedding, read once per step for all streams; of memory: of what the machine reads where no cache holds it;",
+        "ffn.value read: of its columns, those that do not meet zeros only (half of them with these random weights, a tenth with trained ones),",
+        "which are not taken off MB read;",
         "sampled: `generate` with its default sampling, loop and all; first token: of a prompt of 16 tokens, model loaded.",
     )
     return [Table("decode: token by token", _DECODE, _on_a_file(options, rows), "share", notes)]

@@ -60,6 +60,8 @@ def run(args):
     ending = os.path.splitext(args.target)[1]
     if ending not in writers:
         raise ValueError(f"{args.target}: the ending must be .pth or .safetensors")
+    if ending == ".pth" and args.dtype in ("int8", "int4"):
+        raise ValueError(f"{args.target}: a .pth file cannot hold {args.dtype}; give the target the ending .safetensors, or choose --dtype bf16")
     tensors = open_weights(args.source)
     if os.path.exists(args.target) and os.path.samefile(args.source, args.target):
         raise ValueError(f"{args.target}: source and target are the same file")
