@@ -448,3 +448,24 @@ def test_a_header_changed_on_purpose(tmp_path):
         (tmp_path / "lying").write_bytes(len(text).to_bytes(8, "little") + text + data[end:])
         with pytest.raises(FormatError):
             RWKV.load(tmp_path / "lying", precision="file")
+
+
+# ---- columns --------------------------------------------------------------------------------------------------------
+
+
+def columns_read(work):
+    """(columns read, columns there were) of a call."""
+    before = core.columns_read()
+    work()
+    return tuple(now - was for now, was in zip(core.columns_read(), before, strict=True))
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_few_rows_leave_out_columns_that_meet_zeros(form):
+    """Where weights may be written, and with more than 16 rows, there are no columns: the rows of the matrix are read."""
+    config = ModelConfig(model_type="x070", n_layer=2, n_embd=64, vocab_size=50)
+    model = RWKV(config, precision=form)
+    read, every = columns_read(lambda: model([[1, 2, 3]]))
+    assert every == 2 * config.dim_ffn and 0 < read < every
+    assert columns_read(lambda: model([[1] * 17])) == (0, 0)
+    assert columns_read(lambda: RWKV(config)([[1, 2, 3]])) == (0, 0)
