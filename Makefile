@@ -83,7 +83,7 @@ $(BUILD)/test_%: $(BUILD)/tests/c/test_%.o $(BUILD)/libcore.a
 # The CUDA kernels on the host (tests/cuda_host/README.md): the tests that a machine with a GPU runs on it.
 cuda: $(VENV)/.test
 	RWKVTUNE_CUDA=host $(VPYTHON) setup.py -q build_ext
-	RWKVTUNE_TEST_CORE=$$(ls build/cuda_host/_rwkvcore*.so) $(VPYTHON) -m pytest -k cuda $(addprefix tests/py/test_,ops_numpy.py golden_ops.py golden_model.py golden_train.py numerics.py cuda.py cuda_half.py cuda_products.py cuda_attention_split.py cuda_runs.py gpu_bench.py)
+	RWKVTUNE_TEST_CORE=$$(ls build/cuda_host/_rwkvcore*.so) $(VPYTHON) -m pytest -k cuda $(addprefix tests/py/test_,ops_numpy.py golden_ops.py golden_model.py golden_train.py numerics.py cuda.py cuda_half.py cuda_products.py cuda_attention_split.py cuda_runs.py cuda_golden.py gpu_bench.py)
 
 # The thread pool under ThreadSanitizer.
 tsan:

@@ -140,7 +140,8 @@ class Trainer:
         are those of the mean over the whole batch). {"loss", "grad_norm" (before clipping), "bad": None or the first non-finite tensor's name}.
         When bad is set nothing was updated."""
     def apply(self, loss: float, *, lr: float, weight_decay: float, trainable: Sequence[str] | None = None) -> dict[str, Any]:
-        """The second half of a step: clipping and AdamW with the gradients that are in the model. Returns what `step` does."""
+        """The second half of a step: clipping and AdamW with the gradients that are in the model, times loss_scale. Returns what `step` does,
+        and "again": a gradient overflowed, loss_scale is now half, and the gradients are to be computed with that."""
     def rules(self) -> dict[str, tuple[float, float | None]]:
         """Parameter name -> (multiple of the learning rate, weight decay); None is the step's weight decay."""
     def set_rule(self, name: str, lr_scale: float, weight_decay: float | None) -> None: ...

@@ -24,6 +24,7 @@ _DEVICE_PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 _DEVICE_HELD = ("int8", "int4", "file")  # on a device for inference only, with bf16 activations
 UNTOLD = ("ctx_len", "head_size_divisor", "head_size_a", "rope")  # of a ModelConfig, what weights do not tell
 _L2WRAP = 1e-4
+_FP16_SCALE = 65536.0
 _TIME_STATE = "att.time_state"
 
 
@@ -363,29 +364,31 @@ class RWKV:
         ids, targets: as in a call.  l2wrap: add the reference trainer's term, 1e-4/(B*T) times the largest logit.
         chunked: None (default); "full": in chunks of `set_chunk_size`, less memory, same gradients; "truncated": the
         state between chunks is taken as constant.  state: where to start; its gradient is returned as well.
+        In float16 the loss is multiplied by the largest power of two up to 65536 with which no gradient overflows, and the gradients
+        are divided by it again: what is returned is the gradient of the loss itself.
         Returns (loss, dict name -> float32 array of the parameter's shape), with a state also "state.att_shift"
         (L,B,C), "state.wkv" (L,B,H,value,key), "state.ffn_shift" (L,B,C), in general of every array of the state.  Raises ValueError as a call does.
         """
         if chunked not in (None, "full", "truncated"):
             raise ValueError(f"chunked is {chunked!r}; allowed are None, 'full' and 'truncated'")
         ids, targets = ids_and_targets(ids, targets, self.config.vocab_size)
-        count = _count(targets)
-        factors = (1.0 / count, _L2WRAP / ids.size if l2wrap else 0.0)
-        start = to_core(state, self._core, len(ids))
-        size = self._chunk_size if chunked else ids.shape[1]
-        with self._gradients_in_use:
-            self._core.zero_gradients()
-            if chunked == "truncated":
-                total, _, dstate = self._cut_backward(ids, targets, factors, start, size)
-            else:
-                total, dstate = self._backward(ids, targets, factors, start, size)
-            grads = {name: value.copy() for name, value in self._core.gradients().items()}
-        if state is not None:
-            grads.update({f"state.{name}": value for name, value in rows_to_arrays(dstate.rows()).items()})
-        return total / count, grads
+        count, start = _count(targets), to_core(state, self._core, len(ids))
+        size, scale = self._chunk_size if chunked else ids.shape[1], _FP16_SCALE if self.precision == "fp16" else 1.0
+        run = self._cut_backward if chunked == "truncated" else self._backward
+        while True:
+            factors = (scale / count, scale * _L2WRAP / ids.size if l2wrap else 0.0)
+            with self._gradients_in_use:
+                self._core.zero_gradients()
+                total, _, dstate = run(ids, targets, factors, start, size)
+                grads = {name: value.copy() for name, value in self._core.gradients().items()}
+            if state is not None:
+                grads.update({f"state.{name}": value for name, value in rows_to_arrays(dstate.rows()).items()})
+            if scale == 1 or all(np.isfinite(value).all() for value in grads.values()):
+                return total / count, {name: value / scale for name, value in grads.items()} if scale != 1 else grads
+            scale /= 2
 
     def _backward(self, ids, targets, factors, start, size):
-        """(sum of the loss, gradient of the initial state); chunks run from the last to the first, each handing the
+        """(sum of the loss, None, gradient of the initial state); chunks run from the last to the first, each handing the
         gradient of its initial state to the one before."""
         pieces = [slice(at, at + size) for at in range(0, ids.shape[1], size)]
         states = [start]
@@ -396,7 +399,7 @@ class RWKV:
             x, y = np.ascontiguousarray(ids[:, piece]), np.ascontiguousarray(targets[:, piece])
             loss, _, _, dstate = self._core.forward_backward(x, y, *factors, before, dstate)
             total += loss
-        return total, dstate
+        return total, None, dstate
 
     def _cut_backward(self, ids, targets, factors, state, size, grad_cp=0):
         """(sum of the loss, state after the last token, gradient of the initial state as the first chunk sees it).
@@ -410,10 +413,10 @@ class RWKV:
             total, dstate = total + loss, dbefore if dstate is None else dstate
         return total, state, dstate
 
-    def _gradients_truncated(self, ids, targets, chunk_size, state, l2wrap, grad_cp):
-        """(mean loss, state after the last token); the gradient, cut at the chunks' beginnings, is left in the core."""
+    def _gradients_truncated(self, ids, targets, chunk_size, state, l2wrap, grad_cp, scale):
+        """(mean loss, state after the last token); scale times the gradient, cut at the chunks' beginnings, is left in the core."""
         size, count = whole_number("chunk_size", chunk_size), _count(targets)
-        factors = (1.0 / count, _L2WRAP / ids.size if l2wrap else 0.0)
+        factors = (scale / count, scale * _L2WRAP / ids.size if l2wrap else 0.0)
         with self._gradients_in_use:
             self._core.zero_gradients()
             total, after, _ = self._cut_backward(ids, targets, factors, to_core(state, self._core, len(ids)), size, grad_cp)

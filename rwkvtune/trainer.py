@@ -170,16 +170,20 @@ class Trainer:
         """
         self._check_model()
         ids, targets = ids_and_targets(ids, targets, self.model.config.vocab_size)
-        loss, state = self.model._gradients_truncated(ids, targets, chunk_size, state, self.config.l2wrap, self.config.grad_cp)
-        return *self._count_step(ids.size, self._apply(loss, lr, weight_decay)), state
+        result, state = self._apply_chunks(ids, targets, chunk_size, state, (lr, weight_decay))
+        return *self._count_step(ids.size, result), state
 
-    def _apply(self, loss, lr, weight_decay):
-        """The second half of a step: clipping and AdamW with the gradient that is in the core."""
-        c = self.config
-        return self._core.apply(
-            loss, lr=float(c.lr_init if lr is None else lr),
-            weight_decay=float(c.weight_decay if weight_decay is None else weight_decay), trainable=self._trainable,
-        )  # fmt: skip
+    def _apply_chunks(self, ids, targets, size, state, rates):
+        """(the core's result, state after the last token); again with half the loss scale while a float16 gradient overflows."""
+        c, (lr, weight_decay) = self.config, rates
+        while True:
+            loss, after = self.model._gradients_truncated(ids, targets, size, state, c.l2wrap, c.grad_cp, self._core.loss_scale)
+            result = self._core.apply(
+                loss, lr=float(c.lr_init if lr is None else lr),
+                weight_decay=float(c.weight_decay if weight_decay is None else weight_decay), trainable=self._trainable,
+            )  # fmt: skip
+            if not result["again"]:
+                return result, after
 
     def _check_model(self):
         if self.model._core is not self._built_on:

@@ -148,7 +148,7 @@ static PyObject *trainer_allocated(PyObject *op, PyObject *unused) {
 }
 
 static PyObject *result_of(const RkStep *s) {
-    return Py_BuildValue("{s:d,s:d,s:z}", "loss", s->loss, "grad_norm", s->grad_norm, "bad", s->bad);
+    return Py_BuildValue("{s:d,s:d,s:z,s:N}", "loss", s->loss, "grad_norm", s->grad_norm, "bad", s->bad, "again", PyBool_FromLong(s->again));
 }
 
 static PyObject *trainer_step(PyObject *op, PyObject *args, PyObject *kwargs) {
@@ -275,7 +275,7 @@ static PyMethodDef methods[] = {
     {"write", trainer_write, METH_VARARGS, "write(kind, name, array): replaces 'first', 'second' or 'master'."},
     {"step", (PyCFunction)(void (*)(void))trainer_step, METH_VARARGS | METH_KEYWORDS, "One optimizer step."},
     {"apply", (PyCFunction)(void (*)(void))trainer_apply, METH_VARARGS | METH_KEYWORDS,
-     "The second half of a step, with the gradients that are in the model."},
+     "The second half of a step, with the gradients that are in the model, times loss_scale."},
     {"rules", trainer_rules, METH_NOARGS, "Parameter name -> (lr_scale, weight_decay or None)."},
     {"set_rule", trainer_set_rule, METH_VARARGS, "set_rule(name, lr_scale, weight_decay or None)."},
     {"plan_and_allocate", trainer_plan_and_allocate, METH_VARARGS, "Allocates all that steps of this size need; the sizes."},

@@ -369,18 +369,23 @@ static int apply(RkTrainer *t, RkStep *s, double loss_scale, int64_t counted) {
     return RK_OK;
 }
 
+/* A step whose gradient overflowed comes again with half the scale: it is lost only where the scale is not to blame. */
+static void adapt_loss_scale(RkTrainer *t, RkStep *s) {
+    s->again = s->bad && t->loss_scale > 1;
+    if (s->again) t->loss_scale /= 2, t->good_steps = 0;
+    if (s->bad || t->model->store.dtype != RK_F16 || ++t->good_steps < STEPS_UNTIL_DOUBLED) return;
+    if (t->loss_scale < LAST_LOSS_SCALE) t->loss_scale *= 2;
+    t->good_steps = 0;
+}
+
 int rk_train_apply(RkTrainer *t, RkStep *s) {
     RK_TRY(check_rates(s));
     RK_TRY(t->model->store.memory->bind(t->model->store.memory));
     RK_TRY(rk_trainer_load_masters(t));
     RK_TRY(set_loss(t, s->loss));
-    return apply(t, s, 1, 1);
-}
-
-static void grow_loss_scale(RkTrainer *t) {
-    if (t->model->store.dtype != RK_F16 || ++t->good_steps < STEPS_UNTIL_DOUBLED) return;
-    if (t->loss_scale < LAST_LOSS_SCALE) t->loss_scale *= 2;
-    t->good_steps = 0;
+    RK_TRY(apply(t, s, t->loss_scale, 1));
+    adapt_loss_scale(t, s);
+    return RK_OK;
 }
 
 int rk_train_step(RkTrainer *t, RkStep *s) {
@@ -392,14 +397,11 @@ int rk_train_step(RkTrainer *t, RkStep *s) {
     RK_CHECK(counted > 0, "every target is %d: there is nothing to predict", RK_IGNORE);
     RK_TRY(t->model->store.memory->bind(t->model->store.memory));
     RK_TRY(rk_trainer_load_masters(t));
-    for (;;) {
+    do {
         RK_TRY(rk_model_restart_grads(t->model));
         RK_TRY(accumulate(t, s, counted));
         RK_TRY(apply(t, s, t->loss_scale, counted));
-        if (!s->bad || t->loss_scale == 1) break;
-        t->loss_scale /= 2; /* and the same step again: it is lost only where the scale is not to blame */
-        t->good_steps = 0;
-    }
-    if (!s->bad) grow_loss_scale(t);
+        adapt_loss_scale(t, s);
+    } while (s->again);
     return RK_OK;
 }

@@ -63,12 +63,13 @@ typedef struct RkStep {
     const unsigned char *frozen;  /* per parameter; NULL: none */
     double loss, grad_norm;       /* out: mean over counted targets; norm before clipping */
     const char *bad;              /* out: the first tensor that is not finite; then nothing was updated */
+    int again;              /* out: a gradient overflowed; the step is to be taken again, with the model's gradients times the new loss_scale */
 } RkStep;
 
 int rk_train_step(RkTrainer *t, RkStep *s);
 
-/* The second half of a step: clipping and AdamW with the gradients that are in the model, whoever put them there.
- * Reads lr, weight_decay, frozen and loss (which must be finite) of s; writes grad_norm and bad. */
+/* The second half of a step: clipping and AdamW with the gradients that are in the model, times loss_scale, whoever put them there.
+ * Reads lr, weight_decay, frozen and loss (which must be finite) of s; writes grad_norm, bad and again. */
 int rk_train_apply(RkTrainer *t, RkStep *s);
 
 #endif

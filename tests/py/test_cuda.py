@@ -311,6 +311,39 @@ def test_an_op_that_fails_tells_its_name_and_shape(refusing):
 
 
 @on_a_device
+@pytest.mark.parametrize("way", ["infctx", "chunks"])
+def test_float16_in_chunks_has_a_loss_scale_too(way):
+    """A scale that overflows becomes smaller, and the step is that of the CPU."""
+    ids, targets, results = some_ids(3, 20), some_ids(3, 20, seed=1), []
+    for device in ("cpu", "cuda"):
+        _, _, trainer = trained(device, "fp16" if device == "cuda" else "fp32", steps=0, train_type="infctx" if way == "infctx" else "", chunk_ctx=7)
+        if device == "cuda":
+            trainer._core.loss_scale = 2.0**24
+        step = trainer.step if way == "infctx" else lambda x, y, lr, t=trainer: t.step_chunked(x, y, 7, lr=lr)[:2]
+        results.append([step(ids, targets, lr=1e-3) for _ in range(2)])
+        assert trainer.applied_steps == 2
+    assert 1 < trainer._core.loss_scale < 2.0**24 and trainer._core.good_steps == 2
+    for (loss, norm), (want_loss, want_norm) in zip(results[1], results[0]):
+        assert_within(loss, want_loss, 16 * 2**-11, "loss")
+        assert_within(norm, want_norm, 16 * 2**-11 * want_norm, "norm of the gradient")
+
+
+@on_a_device
+@pytest.mark.parametrize("size", [1e-4, 1, 500])
+def test_float16_gradients_are_those_of_the_loss(size):
+    """Without a scale small ones vanish (numbers below 6e-8 are zero), with one large ones overflow: half of it is tried then."""
+    ids, targets, grads = some_ids(2, 12), some_ids(2, 12, seed=1), []
+    for device, precision in (("cpu", "fp32"), ("cuda", "fp16")):
+        model = small_model(precision=precision, device=device)
+        weights = dict(model.named_parameters())
+        weights["head.weight"] = weights["head.weight"] * np.float32(size)
+        model.load_state_dict(weights)
+        grads.append(model.loss_and_grads(ids, targets)[1])
+    for name, want in grads[0].items():
+        assert_within(grads[1][name], want, 0.05 * np.abs(want).max() + 1e-9, name)
+
+
+@on_a_device
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_weights_files_and_states_cross_over(precision, tmp_path):
     model = small_model(precision=precision, device="cuda")

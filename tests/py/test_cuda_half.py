@@ -42,6 +42,12 @@ class Setting:
         core.run_op(self.kind, op, direction, args | (raw or {}) | integers)
         return {name: unpacked(x) for name, x in args.items()}
 
+    def run_lists(self, op, direction, values, lists, raw=None, **integers):
+        """The same where some arguments are lists of arrays; those come back as one array. raw: lists handed over as they are."""
+        packs = {name: [packed(x, self.kind) for x in xs] for name, xs in lists.items()} | (raw or {})
+        got = self.run(op, direction, values, packs, **integers)
+        return got | {name: np.stack([unpacked(x) for x in xs]) for name, xs in packs.items()}
+
 
 def blank(*shape):
     return np.full(shape, np.nan)
