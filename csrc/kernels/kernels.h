@@ -184,7 +184,7 @@ typedef struct RkAdamWRange {
 
 /* Lines of an operand of a matrix product, a slice of K steps long: element k of line i is src[i * stride + k] (along_k) or
  * src[k * stride + i]. */
-enum { RK_GEMM_SLICE = 384, RK_GEMM_PARTS = 3 /* bf16 numbers whose sum a float32 is */ };
+enum { RK_GEMM_SLICE = 768, RK_GEMM_PARTS = 3 /* bf16 numbers whose sum a float32 is */ };
 typedef struct RkGemmPack {
     const float *src;
     size_t stride, lines, K, width; /* width: lines of the panel to write */
