@@ -31,7 +31,8 @@ def run_shape(sizes, threads, seconds):
     step()
     peak = peak_mib()
     sgemm, copy = sgemm_gflops(), copy_gbs(threads)
-    works = {"step": step, "update": lambda: trainer._apply(0.0, 1e-4, None), "forward": lambda: model.loss(ids, targets),
+    update = lambda: trainer._core.apply(0.0, lr=1e-4, weight_decay=0.0, trainable=trainer._trainable)  # noqa: E731
+    works = {"step": step, "update": update, "forward": lambda: model.loss(ids, targets),
              "grad_cp": _other_setting(trainer, step)}  # fmt: skip
     if threads > 1:
         works["one_thread"] = _with_threads(1, threads, step)

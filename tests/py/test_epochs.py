@@ -9,7 +9,7 @@ import shutil
 import numpy as np
 import pytest
 
-from rwkvtune import RWKV, DataConfig, IntegerTokenizer, ModelConfig, RWKVTrainingPipeline, TrainingConfig
+from rwkvtune import RWKV, DataConfig, IntegerTokenizer, ModelConfig, RWKVTrainingPipeline, Trainer, TrainingConfig
 from rwkvtune.loop import BinIdxBatches
 
 SMALL = ModelConfig(model_type="x070", n_layer=1, n_embd=32, ctx_len=16, head_size_a=32)
@@ -94,7 +94,7 @@ def test_final_weights_that_were_overtaken(tmp_path):
     assert names(pipe) == ["init", "0", "1", "final"]
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     longer = RWKVTrainingPipeline(tmp_path / "b")
-    real = RWKV.save
+    real = Trainer.save_weights
     try:  # stops when the final weights of the longer run are to be written
 
         def save(self, path, dtype=None):
@@ -102,11 +102,11 @@ def test_final_weights_that_were_overtaken(tmp_path):
                 raise OSError("no space")
             real(self, path, dtype)
 
-        RWKV.save = save
+        Trainer.save_weights = save
         with pytest.raises(OSError, match="no space"):
             longer.train(num_epochs=3, continue_training=True)
     finally:
-        RWKV.save = real
+        Trainer.save_weights = real
     for path in (tmp_path / "b" / "out").iterdir():
         os.utime(path, ns=(5, 5))
     assert names(longer)[-2:] == ["final", "2"]
