@@ -33,6 +33,15 @@ size_t rk_model_columns_bytes(const RkModel *m) {
     return a.used;
 }
 
+size_t rk_model_columns_beside(const RkModel *m) {
+    RkArena a = {0};
+    for (int l = 0; l < m->cfg.L; l++) {
+        const RkParam *p = sparse_param(m, l);
+        if (p && !p->mapped) rk_arena_take(&a, p->value.dtype, p->value.d);
+    }
+    return a.used;
+}
+
 static int allocate(RkModel *m) {
     RkColumns *c = &m->columns;
     c->of = calloc((size_t)m->cfg.L, sizeof *c->of);

@@ -16,6 +16,7 @@ typedef struct RkColumns {
 
 struct RkModel;
 size_t rk_model_columns_bytes(const struct RkModel *m);
+size_t rk_model_columns_beside(const struct RkModel *m); /* of matrices that memory then holds twice, for they lie in no file */
 int rk_model_need_columns(struct RkModel *m, size_t rows);
 void rk_model_forget_columns(struct RkModel *m);
 

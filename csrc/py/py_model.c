@@ -470,7 +470,7 @@ static PyObject *model_plan(PyObject *op, PyObject *args, PyObject *kwargs) {
         gradients = rk_manifest_bytes(&m->man, 1);
         rk_trainer_measure(m, &moments, &scratch);
     } else {
-        copies = rk_on_host(m->store.memory) ? 0 : rk_model_columns_bytes(m); /* the host lets go of the file's pages instead */
+        copies = rk_model_columns_beside(m);
     }
     return rk_py_sizes(m->value_bytes + copies, gradients, moments, work, state, scratch + rk_model_scratch_bytes(m));
 }

@@ -9,7 +9,7 @@ import shutil
 import numpy as np
 import pytest
 
-from rwkvtune import RWKV, DataConfig, IntegerTokenizer, ModelConfig, RWKVTrainingPipeline, Trainer, TrainingConfig
+from rwkvtune import DataConfig, IntegerTokenizer, ModelConfig, RWKVTrainingPipeline, Trainer, TrainingConfig
 from rwkvtune.loop import BinIdxBatches
 
 SMALL = ModelConfig(model_type="x070", n_layer=1, n_embd=32, ctx_len=16, head_size_a=32)

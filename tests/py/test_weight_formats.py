@@ -241,7 +241,8 @@ def test_a_model_for_inference_cannot_be_trained(model):
         held.named_parameters()["head.weight"] *= 2
     with pytest.raises(TypeError):
         held.named_parameters()["head.weight"] = 0
-    assert held.plan(training=False)["parameters"] == sum(array.nbytes for _, array in held._weights.values())
+    by_columns = [name for name in held._weights if name.endswith("ffn.value.weight")]  # once more
+    assert held.plan(training=False)["parameters"] == sum(held._weights[name][1].nbytes for name in [*held._weights, *by_columns])
 
 
 def test_copies_and_new_weights(model):
@@ -469,3 +470,14 @@ def test_few_rows_leave_out_columns_that_meet_zeros(form):
     assert every == 2 * config.dim_ffn and 0 < read < every
     assert columns_read(lambda: model([[1] * 17])) == (0, 0)
     assert columns_read(lambda: RWKV(config)([[1, 2, 3]])) == (0, 0)
+
+
+@pytest.mark.parametrize("form", ["bf16", "fp16", "int8", "int4"])
+def test_the_plan_counts_columns_beside_matrices_that_lie_in_no_file(form, tmp_path):
+    config = ModelConfig(model_type="x070", n_layer=2, n_embd=64, vocab_size=50)
+    RWKV(config).save(tmp_path / "m.safetensors", dtype=form)
+    mapped = RWKV.load(tmp_path / "m.safetensors", precision="file")
+    copied = pickle.loads(pickle.dumps(mapped))
+    values = sum(mapped._weights[f"blocks.{layer}.ffn.value.weight"][1].nbytes for layer in range(2))
+    more = {key: copied.plan(training=False)[key] - size for key, size in mapped.plan(training=False).items()}
+    assert more == dict.fromkeys(more, 0) | {"parameters": values, "total": values}
