@@ -3,7 +3,7 @@
  * A term that is zero changes no sum, so a row's bits depend neither on the rows beside it nor on the columns they need. */
 
 enum {
-    COLUMNS_SUMS = 8,        /* sums kept in registers: of vectors of outputs times rows */
+    COLUMNS_SUMS = 8,        /* sums kept in registers: of vectors of outputs times rows; of eight rows twice as many */
     COLUMNS_PREFETCH = 4096, /* bytes of columns from what is read to what is asked for */
     LINE_BYTES = 64
 };
@@ -32,7 +32,7 @@ SIMD void columns_prefetch(const Panel *p, size_t i) {
 SIMD void columns_tile(const Panel *p, size_t lo, size_t hi, size_t r, size_t c, const int rows, const int vectors, const int dtype) {
     const RkRowsTimesColumns *a = p->a;
     const char *block = p->at + a->used[lo] / RK_QUANT_BLOCK * p->block;
-    Vec sum[COLUMNS_SUMS];
+    Vec sum[2 * COLUMNS_SUMS];
     for (int i = 0; i < rows * vectors; i++) sum[i] = vec_set(0);
     for (size_t i = lo; i < hi; i++) {
         size_t k = a->used[i];
@@ -53,7 +53,7 @@ SIMD void columns_tile(const Panel *p, size_t lo, size_t hi, size_t r, size_t c,
 }
 
 SIMD void columns_of_rows(const Panel *p, size_t lo, size_t hi, size_t r, const int rows, const int dtype) {
-    const int vectors = COLUMNS_SUMS / rows;
+    const int vectors = (rows > 4 ? 2 : 1) * COLUMNS_SUMS / rows;
     size_t c = 0, tile = (size_t)vectors * RK_LANES;
     for (; c + tile <= p->n; c += tile) columns_tile(p, lo, hi, r, c, rows, vectors, dtype);
     for (; c < p->n; c += RK_LANES) columns_tile(p, lo, hi, r, c, rows, 1, dtype);
@@ -64,6 +64,7 @@ SIMD void columns_panel(const Panel *p, const int dtype) {
     for (size_t lo = 0, hi; lo < a->n_used; lo = hi) {
         for (hi = lo + 1; hi < a->n_used && a->used[hi] / RK_QUANT_BLOCK == a->used[lo] / RK_QUANT_BLOCK;) hi++;
         size_t r = 0;
+        for (; RK_LANES >= 16 && r + 8 <= a->R; r += 8) columns_of_rows(p, lo, hi, r, 8, dtype);
         for (; r + 4 <= a->R; r += 4) columns_of_rows(p, lo, hi, r, 4, dtype);
         if (r + 2 <= a->R) columns_of_rows(p, lo, hi, r, 2, dtype), r += 2;
         if (r < a->R) columns_of_rows(p, lo, hi, r, 1, dtype);
