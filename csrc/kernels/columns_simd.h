@@ -1,6 +1,6 @@
 /* columns_simd.h - y = x w^T from the columns of w (ops/linear/by_column.h), of which those that meet only zeros are left out.
  * A block's 32 terms are summed, of quantised w as its bare numbers, and the blocks' sums, times their scales, one after the other.
- * A term that is zero changes no sum, so a row's bits depend neither on the rows beside it nor on the columns they need. */
+ * A term that is zero changes no sum of finite numbers, so a row's bits depend neither on the rows beside it nor on the columns they need. */
 
 enum {
     COLUMNS_SUMS = 8,        /* sums kept in registers: of vectors of outputs times rows; of eight rows twice as many */
