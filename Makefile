@@ -15,7 +15,7 @@ PIP := $(VPYTHON) -m pip --quiet --disable-pip-version-check
 JOBS := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 SOURCES := setup.py pyproject.toml rwkvtune/__init__.py $(shell find csrc -name '*.[ch]' -o -name '*.cu')
 
-.PHONY: quickstart test bench clean ctest cuda tsan aarch64
+.PHONY: quickstart test bench clean ctest cuda cuda_ops cuda_models tsan aarch64
 .SUFFIXES:
 .SECONDARY:
 
@@ -80,10 +80,16 @@ $(BUILD)/libcore.a: $(COBJECTS)
 $(BUILD)/test_%: $(BUILD)/tests/c/test_%.o $(BUILD)/libcore.a
 	@$(CC) $(SANITIZE) $^ -lpthread -lm -o $@
 
-# The CUDA kernels on the host (tests/cuda_host/README.md): the tests that a machine with a GPU runs on it.
+# The CUDA kernels on the host (tests/cuda_host/README.md): the tests that a machine with a GPU runs on it, in two processes,
+# since the device that they see is one thread.
 cuda: $(VENV)/.test
 	RWKVTUNE_CUDA=host $(VPYTHON) setup.py -q build_ext
-	RWKVTUNE_TEST_CORE=$$(ls build/cuda_host/_rwkvcore*.so) $(VPYTHON) -m pytest -k cuda $(addprefix tests/py/test_,ops_numpy.py golden_ops.py golden_model.py golden_train.py numerics.py cuda.py cuda_half.py cuda_products.py cuda_attention_split.py cuda_runs.py cuda_golden.py gpu_bench.py)
+	@$(MAKE) --no-print-directory -j$(JOBS) cuda_ops cuda_models
+
+cuda_ops: TESTS := ops_numpy golden_ops numerics cuda_golden gpu_bench
+cuda_models: TESTS := golden_model golden_train cuda cuda_half cuda_products cuda_attention_split cuda_runs
+cuda_ops cuda_models:
+	RWKVTUNE_TEST_CORE=$$(ls build/cuda_host/_rwkvcore*.so) $(VPYTHON) -m pytest -p no:cacheprovider -k cuda $(TESTS:%=tests/py/test_%.py)
 
 # The thread pool under ThreadSanitizer.
 tsan:
