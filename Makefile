@@ -15,7 +15,7 @@ PIP := $(VPYTHON) -m pip --quiet --disable-pip-version-check
 JOBS := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 SOURCES := setup.py pyproject.toml rwkvtune/__init__.py $(shell find csrc -name '*.[ch]' -o -name '*.cu')
 
-.PHONY: quickstart test bench clean ctest cuda cuda_ops cuda_models tsan aarch64
+.PHONY: quickstart test bench clean ctest cuda cuda_reference cuda_behaviour tsan aarch64
 .SUFFIXES:
 .SECONDARY:
 
@@ -84,11 +84,11 @@ $(BUILD)/test_%: $(BUILD)/tests/c/test_%.o $(BUILD)/libcore.a
 # since the device that they see is one thread.
 cuda: $(VENV)/.test
 	RWKVTUNE_CUDA=host $(VPYTHON) setup.py -q build_ext
-	@$(MAKE) --no-print-directory -j$(JOBS) cuda_ops cuda_models
+	@$(MAKE) --no-print-directory -j$(JOBS) cuda_reference cuda_behaviour
 
-cuda_ops: TESTS := ops_numpy golden_ops numerics cuda_golden gpu_bench
-cuda_models: TESTS := golden_model golden_train cuda cuda_half cuda_products cuda_attention_split cuda_runs
-cuda_ops cuda_models:
+cuda_reference: TESTS := ops_numpy golden_ops golden_model golden_train numerics cuda_golden
+cuda_behaviour: TESTS := cuda cuda_half cuda_products cuda_attention_split cuda_runs gpu_bench
+cuda_reference cuda_behaviour:
 	RWKVTUNE_TEST_CORE=$$(ls build/cuda_host/_rwkvcore*.so) $(VPYTHON) -m pytest -p no:cacheprovider -k cuda $(TESTS:%=tests/py/test_%.py)
 
 # The thread pool under ThreadSanitizer.
